@@ -1,0 +1,248 @@
+"""Decoder: token ids (+ a cached prefix) -> hidden states. Modules are spelled as in the checkpoint, so loading needs no mapping.
+
+B batch, T tokens, P cached tokens, S = P + T, C hidden_size, H heads, K key/value heads, D head_dim, F intermediate_size, V vocabulary.
+Rows are right-padded: under a causal mask a pad is never seen by what stands before it, so no row needs a mask of its own.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from minimon.config import ModelConfig
+from minimon.rope import rope_angles, rotate
+
+PAD_POSITION = 2 ** 30                         # later than any query, so never visible
+
+
+class Cache(NamedTuple):
+    """What later tokens need of earlier ones. A prefix has one row and is expanded to the batch that follows it."""
+
+    keys: list[Tensor]                         # a layer: (1 or B, K, S, D), rotated
+    values: list[Tensor]                       # a layer: (1 or B, K, S, D)
+    positions: Tensor                          # (1 or B, S), PAD_POSITION for pads
+    length: int                                # of the whole text, for rotations that depend on it
+
+    def without_pads(self, lengths: Tensor) -> "Cache":
+        """Hide the columns beyond each row's `lengths` (B,), counted with the prefix; decoding goes on from there."""
+        columns = torch.arange(self.positions.shape[1], device=lengths.device)
+        pads = (columns >= lengths[:, None]) & (self.positions < PAD_POSITION)
+        return self._replace(positions=torch.where(pads, PAD_POSITION, self.positions))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: ModelConfig):
+        super().__init__()
+        self.config = config
+        self.model = Stack(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.gradient_checkpointing = False    # recompute each block in the backward pass instead of keeping its activations
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(self, tokens: Tensor, cache: Cache | None = None, at: Tensor | None = None) -> Tensor:
+        """tokens (B, T) after the `cache`d ones -> hidden states after the final norm: (B, T, C), or (B, C) at positions `at` (B,).
+
+        With `at`, the last block computes queries, output projection and MLP for that one position alone."""
+        return self.run(tokens, cache, at)[0]
+
+    def prefix(self, tokens: Tensor, length: int | None = None) -> Cache:
+        """tokens (1, P) shared by a batch -> Cache; gradients flow back through it. `length`: of the longest whole text to come."""
+        return self.run(tokens, keep=True, hidden=False, length=length)[1]
+
+    def run(self, tokens, cache=None, at=None, *, positions=None, keep=False, hidden=True, length=None):
+        """forward and prefix in one, returning (hidden states or None, Cache or None). `positions` (B, T) where rows differ."""
+        B, T = tokens.shape
+        P = cache.positions.shape[1] if cache else 0
+        at = None if at is None else at[:, None]                                       # (B, 1)
+        queries = torch.arange(P, P + T, device=tokens.device)[None] if positions is None else positions     # (1 or B, T)
+        columns = queries if cache is None else torch.cat(
+            (cache.positions.expand(len(queries), P), queries.expand(len(cache.positions), T)), dim=1)      # (1 or B, S)
+        length = length or (cache.length if cache else P + T)
+        shared = positions is None and cache is None                                   # plain causal attention will do
+        views = {kind: View(self.config, kind, queries, columns, length, shared) for kind in set(self.config.layer_types)}
+
+        x = self.model.embed_tokens(tokens)                                            # (B, T, C)
+        if self.config.embedding_multiplier != 1.0:
+            x = x * torch.tensor(self.config.embedding_multiplier, dtype=x.dtype, device=x.device)
+        keys, values, last = [], [], len(self.model.layers) - 1
+        for i, block in enumerate(self.model.layers):
+            view, past = views[self.config.layer_types[i]], (cache.keys[i], cache.values[i]) if cache else None
+            arguments = (x, view, past, at if i == last else None, hidden or i < last)
+            recompute = self.gradient_checkpointing and torch.is_grad_enabled()
+            x, k, v = checkpoint(block, *arguments, use_reentrant=False) if recompute else block(*arguments)
+            if keep:
+                keys.append(k)
+                values.append(v)
+        if hidden:
+            x = self.model.norm(x)                                                     # (B, T, C), or (B, 1, C) with `at`
+        return x if at is None or not hidden else x[:, 0], Cache(keys, values, columns, length) if keep else None
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(..., C) -> (..., V)"""
+        logits = self.lm_head(hidden)
+        return logits / self.config.logits_scaling if self.config.logits_scaling != 1.0 else logits
+
+
+class Stack(nn.Module):
+    """Holds the names `model.*` of the checkpoint; Decoder.run walks it."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config)
+
+
+class View:
+    """What the layers of one type share in a pass: rotations, and which columns each query sees."""
+
+    def __init__(self, config, kind, queries, columns, length, shared):
+        self.queries, self.columns, self.shared = queries, columns, shared
+        self.window = config.sliding_window if kind == "sliding_attention" else None
+        if self.window is not None and shared and columns.shape[1] <= self.window:
+            self.window = None                                                         # the window holds everything
+        self.cos, self.sin = (a[:, None] for a in rope_angles(config.rope[kind], queries, length))       # (1 or B, 1, T, d)
+        self.mask = None if shared and self.window is None else self.visible(queries)
+
+    def visible(self, queries: Tensor) -> Tensor:
+        """Positions (1 or B, T) -> bool mask (1 or B, 1, T, S): a column is seen unless it is later, or a window or more before."""
+        distance = queries[:, :, None] - self.columns[:, None, :]
+        seen = distance >= 0 if self.window is None else (distance >= 0) & (distance < self.window)
+        return seen[:, None]
+
+
+NORMS = {                                      # placement: before attention, after it, before the MLP, after it
+    "pre": ("input_layernorm", None, "post_attention_layernorm", None),
+    "post": (None, "post_attention_layernorm", None, "post_feedforward_layernorm"),
+    "sandwich": ("input_layernorm", "post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm"),
+}
+
+
+class Block(nn.Module):
+    def __init__(self, config, index):
+        super().__init__()
+        self.self_attn = Attention(config, index)
+        self.mlp = MLP(config)
+        self.residual_multiplier = config.residual_multiplier
+        self.norms = NORMS[config.norms]
+        for name in filter(None, self.norms):
+            setattr(self, name, RMSNorm(config.hidden_size, config))
+
+    def forward(self, x, view, past, at, hidden):
+        """x (B, T, C) -> x at the positions asked for, or all, and the layer's keys and values (B, K, S, D)."""
+        before_attention, after_attention, before_mlp, after_mlp = self.norms
+        y, k, v = self.self_attn(self.norm(before_attention, x), view, past, at, hidden)
+        if not hidden:                                                                 # a prefix: keys and values were all
+            return x, k, v
+        x = self.add(pick(x, at), self.norm(after_attention, y))
+        x = self.add(x, self.norm(after_mlp, self.mlp(self.norm(before_mlp, x))))
+        return x, k, v
+
+    def norm(self, name, x):
+        return x if name is None else getattr(self, name)(x)
+
+    def add(self, x, branch):
+        return x + branch if self.residual_multiplier == 1.0 else x + branch * self.residual_multiplier
+
+
+def pick(x: Tensor, at: Tensor | None) -> Tensor:
+    """(B, T, ...) -> (B, 1, ...) at positions `at` (B, 1)."""
+    return x if at is None else x[torch.arange(len(x), device=x.device)[:, None], at]
+
+
+class Attention(nn.Module):
+    def __init__(self, config, index):
+        super().__init__()
+        C, H, K, D = config.hidden_size, config.num_attention_heads, config.num_key_value_heads, config.head_dim
+        self.sizes, self.head_dim, self.scale = (H * D, K * D, K * D), D, config.attention_multiplier
+        self.fused, self.rotates, self.rope_fp32 = config.fused_projections, config.rope_layers[index], config.rope_fp32
+        self.norm_heads = config.qk_norm == "head"
+        if self.fused:
+            self.qkv_proj = nn.Linear(C, sum(self.sizes), bias=config.qkv_bias)
+        else:
+            self.q_proj, self.k_proj, self.v_proj = (nn.Linear(C, size, bias=config.qkv_bias) for size in self.sizes)
+        self.o_proj = nn.Linear(H * D, C, bias=config.o_bias)
+        if config.qk_norm:
+            self.q_norm, self.k_norm = (RMSNorm(D if self.norm_heads else size, config) for size in self.sizes[:2])
+
+    def forward(self, x, view, past, at, hidden):
+        """x (B, T, C) -> (B, T, C), or (B, 1, C) at positions `at`; with the keys and values of past and present."""
+        q, k, v = self.project(x, at)                                                  # (B, heads, T, D)
+        if self.rotates:
+            cos, sin = view.cos, view.sin
+            k = self.rotate(k, cos, sin)
+            if at is not None:
+                cos, sin = (pick(a[:, 0].expand(len(x), -1, -1), at)[:, None] for a in (cos, sin))       # (B, 1, 1, d)
+            q = self.rotate(q, cos, sin)
+        if past is not None:
+            k, v = (torch.cat((old.expand(len(x), -1, -1, -1), new), dim=2) for old, new in zip(past, (k, v)))
+        if not hidden:
+            return None, k, v
+        mask = view.mask if at is None else view.visible(pick(view.queries.expand(len(x), -1), at))
+        y = attend(q, k, v, mask, self.scale)                                          # (B, H, T, D)
+        return self.o_proj(y.transpose(1, 2).flatten(2)), k, v
+
+    def project(self, x, at):
+        """Queries at the positions asked for, keys and values everywhere: (B, H, T or 1, D), (B, K, T, D) twice."""
+        if self.fused:
+            q, k, v = self.qkv_proj(x).split(self.sizes, dim=-1)
+            q = pick(q, at)
+        else:
+            q, k, v = self.q_proj(pick(x, at)), self.k_proj(x), self.v_proj(x)
+        if hasattr(self, "q_norm") and not self.norm_heads:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (a.unflatten(-1, (-1, self.head_dim)) for a in (q, k, v))            # (B, T, heads, D)
+        if hasattr(self, "q_norm") and self.norm_heads:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def rotate(self, x, cos, sin):
+        if self.rope_fp32:
+            return rotate(x.float(), cos, sin).to(x.dtype)
+        return rotate(x, cos.to(x.dtype), sin.to(x.dtype))
+
+
+def attend(q, k, v, mask, scale):
+    """q (B, H, T, D), k and v (B, K, S, D), mask (1 or B, 1, T, S) or None for plain causal -> (B, H, T, D)."""
+    groups = q.shape[1] // k.shape[1]
+    if mask is not None and q.is_cuda and groups > 1:                                  # no fused CUDA kernel takes both
+        k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+
+
+class MLP(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        C, F_, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.fused, self.activation = config.fused_projections, config.hidden_act
+        if self.fused:
+            self.gate_up_proj = nn.Linear(C, 2 * F_, bias=bias)
+        else:
+            self.gate_proj, self.up_proj = nn.Linear(C, F_, bias=bias), nn.Linear(C, F_, bias=bias)
+        self.down_proj = nn.Linear(F_, C, bias=bias)
+
+    def forward(self, x):
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1) if self.fused else (self.gate_proj(x), self.up_proj(x))
+        gate = F.silu(gate) if self.activation == "silu" else F.gelu(gate, approximate="tanh")
+        return self.down_proj(gate * up)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) times the gain (Zhang and Sennrich, 2019), normalised in fp32."""
+
+    def __init__(self, size, config):
+        super().__init__()
+        self.eps, self.in_fp32, self.plus_one = config.rms_norm_eps, config.norm_fp32, config.norm_plus_one
+        self.weight = nn.Parameter(torch.zeros(size) if self.plus_one else torch.ones(size))
+
+    def forward(self, x):
+        y = x.float()
+        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
+        if not self.in_fp32:                                                           # Llama's order: cast, then the gain
+            return self.weight * y.to(x.dtype)
+        gain = 1.0 + self.weight.float() if self.plus_one else self.weight.float()
+        return (gain * y).to(x.dtype)
