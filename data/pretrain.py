@@ -168,7 +168,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "base")
     parser.add_argument("--steps", type=int, default=5000, help="optimizer steps in all")
     parser.add_argument("--batch-tokens", type=int, default=6144, help="tokens of a step, padding included")
-    parser.add_argument("--lr", type=float, default=4e-3)
+    parser.add_argument("--lr", type=float, default=6e-3)
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--save-every", type=int, default=250)
     parser.add_argument("--device", default="cpu")

@@ -5,10 +5,33 @@ defaults, which are those of Hugging Face's configuration classes.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from minimon.rope import ROPE_TYPES, RopeConfig
+
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
+
+
+@dataclass(frozen=True)
+class RopeConfig:
+    rope_type: str
+    theta: float
+    dim: int                                   # d, the rotated part of head_dim
+    max_positions: int                         # max_position_embeddings
+    original_positions: int                    # positions seen before the range was extended
+    scaling: dict = field(default_factory=dict, hash=False)
+
+    def number(self, key: str, default=None) -> float:
+        value = self.scaling.get(key)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"rope_type {self.rope_type!r}: expected a number for {key}, got {value!r}")
+        return value
+
+    @property
+    def switch(self) -> int | None:
+        """Length beyond which the angles depend on the whole text's length; None where they never do."""
+        return {"dynamic": self.max_positions, "longrope": self.original_positions}.get(self.rope_type)
 
 
 @dataclass(frozen=True)

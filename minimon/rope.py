@@ -5,33 +5,10 @@ cos and sin. Rotations turn the pair (x_k, x_{k + d/2}): split halves, as every 
 """
 
 import math
-from dataclasses import dataclass, field
 
 import torch
 
-ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
-
-
-@dataclass(frozen=True)
-class RopeConfig:
-    rope_type: str
-    theta: float
-    dim: int                                   # d, the rotated part of head_dim
-    max_positions: int                         # max_position_embeddings
-    original_positions: int                    # positions seen before the range was extended
-    scaling: dict = field(default_factory=dict, hash=False)
-
-    def number(self, key: str, default=None) -> float:
-        value = self.scaling.get(key)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ValueError(f"rope_type {self.rope_type!r}: expected a number for {key}, got {value!r}")
-        return value
-
-    @property
-    def switch(self) -> int | None:
-        """Length beyond which the angles depend on the whole text's length; None where they never do."""
-        return {"dynamic": self.max_positions, "longrope": self.original_positions}.get(self.rope_type)
+from minimon.config import RopeConfig
 
 
 def rope_angles(config: RopeConfig, positions: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:

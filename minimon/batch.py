@@ -1,0 +1,105 @@
+"""Rows -> batches: the prompt shared by a batch once, then what differs, right-padded; and the seeded order of training.
+
+B rows of one task, P shared prefix tokens, T tokens of the longest suffix.
+"""
+
+import random
+from dataclasses import dataclass
+
+import torch
+
+from minimon.tasks import Mixture, Row, Task
+from minimon.tokenizer import Tokenizer
+
+WINDOW = 4                                     # groups whose rows are sorted by length together
+
+
+@dataclass(frozen=True)
+class Batch:
+    prefix: torch.Tensor                       # (1, P) longest common prefix of the rows' ids; P may be 0
+    suffix: torch.Tensor                       # (B, T) the rest of each row, right-padded with 0
+    lengths: torch.Tensor                      # (B,) tokens of each suffix, at least 1
+    targets: torch.Tensor                      # (B,) label indices
+
+    def to(self, device) -> "Batch":
+        return Batch(*(tensor.to(device) for tensor in (self.prefix, self.suffix, self.lengths, self.targets)))
+
+
+def encode_row(tokenizer: Tokenizer, task: Task, text: str, *, thinking: bool = False) -> list[int]:
+    """The prompt as system turn, the text as user turn, up to the answer."""
+    return tokenizer.chat([{"role": "system", "content": task.prompt}, {"role": "user", "content": text}], thinking=thinking)
+
+
+def common_prefix(rows: list[list[int]]) -> int:
+    """Length of the longest common prefix of the rows' ids, at least one token of each row left over."""
+    first, last = min(rows), max(rows)         # in lexical order everything between shares what these two share
+    limit = min(map(len, rows)) - 1
+    return next((i for i in range(limit) if first[i] != last[i]), limit)
+
+
+def make_batch(rows: list[list[int]], targets: list[int], prefix_length: int | None = None) -> Batch:
+    P = common_prefix(rows) if prefix_length is None else prefix_length
+    lengths = torch.tensor([len(row) - P for row in rows])
+    suffix = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    for i, row in enumerate(rows):
+        suffix[i, : len(row) - P] = torch.tensor(row[P:])
+    return Batch(torch.tensor(rows[0][:P], dtype=torch.long)[None], suffix, lengths, torch.tensor(targets))
+
+
+def token_batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
+    """Indices sorted by length, cut so that rows x longest row stays within `batch_tokens` (a row alone may exceed it)."""
+    batches = []
+    for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
+        if batches and (len(batches[-1]) + 1) * lengths[i] <= batch_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of one task that go through the model together."""
+
+    task: Task
+    rows: list[Row]
+
+
+def training_order(mixture: Mixture, seed: int, steps: int, batch_size: int, group_size: int) -> list[list[Group]]:
+    """Steps of groups of one task each, `batch_size` rows a step: all of it a function of the seed, so a resumed run goes on."""
+    queues = {task.name: row_groups(task, mixture.train_rows(task, seed), seed, group_size) for task in mixture.train}
+    tasks = task_order(mixture, seed)
+    order = []
+    for _ in range(steps):
+        groups, left = [], batch_size
+        while left:
+            task = next(tasks)
+            rows = next(queues[task.name])[:left]
+            groups.append(Group(task, rows))
+            left -= len(rows)
+        order.append(groups)
+    return order
+
+
+def task_order(mixture: Mixture, seed: int):
+    """Tasks in proportion to their weights: each time the one furthest behind its share, ties in an order drawn anew every round."""
+    rng = random.Random(f"tasks-{seed}")
+    weights = [mixture.weights.get(task.name, 1.0) for task in mixture.train]
+    drawn, tie = [0] * len(weights), [rng.random() for _ in weights]
+    while True:
+        i = min(range(len(weights)), key=lambda i: ((drawn[i] + 1) / weights[i], tie[i]))
+        drawn[i], tie[i] = drawn[i] + 1, rng.random()
+        yield mixture.train[i]
+
+
+def row_groups(task: Task, rows: list[Row], seed: int, size: int):
+    """Epoch after epoch: rows in random order, sorted by length within a window, cut into groups of `size`."""
+    rng = random.Random(f"order-{seed}-{task.name}")
+    while True:
+        shuffled = rng.sample(rows, len(rows))
+        groups = []
+        for start in range(0, len(rows), WINDOW * size):
+            window = sorted(shuffled[start: start + WINDOW * size], key=lambda row: len(row.text))
+            groups += [window[i: i + size] for i in range(0, len(window), size)]
+        rng.shuffle(groups)
+        yield from groups

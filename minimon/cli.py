@@ -1,0 +1,42 @@
+"""Settings: a frozen dataclass <-> the command line, and a user's mistake as one line with exit code 2."""
+
+import argparse
+import dataclasses
+import os
+import sys
+import types
+import typing
+from contextlib import contextmanager
+
+
+def setting(default, help: str, choices=None):
+    """A dataclass field that is a flag: its name with dashes, its type from the annotation, None for off."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+def parse(settings: type, argv: list[str] | None = None, description: str | None = None):
+    """Command line -> an instance of the dataclass `settings`."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    types_of = typing.get_type_hints(settings)
+    for field in dataclasses.fields(settings):
+        flag, kind = "--" + field.name.replace("_", "-"), types_of[field.name]
+        if kind is bool:
+            parser.add_argument(flag, action="store_true", help=field.metadata["help"])
+            continue
+        if isinstance(kind, types.UnionType):
+            kind = next(option for option in typing.get_args(kind) if option is not type(None))
+        parser.add_argument(flag, type=kind, default=field.default, choices=field.metadata["choices"], help=field.metadata["help"])
+    return settings(**vars(parser.parse_args(argv)))
+
+
+@contextmanager
+def one_line_errors():
+    """What a user can cause ends in one line on stderr and exit code 2. MINIMON_TRACEBACK=1 shows where it was raised."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if os.environ.get("MINIMON_TRACEBACK"):
+            raise
+        message = " ".join(str(error).split())
+        sys.stderr.write(f"error: {message}\n")
+        raise SystemExit(2) from None

@@ -1,0 +1,130 @@
+"""Files: JSON and TOML read with errors that name the file and line, safetensors read lazily, everything written by one rename."""
+
+import csv
+import json
+import os
+import tomllib
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+
+def read_text(path) -> str:
+    """UTF-8 text, a byte order mark dropped."""
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#04x} at offset {error.start}; "
+                         "convert the file to UTF-8") from error
+
+
+def read_json(path) -> dict:
+    """A JSON object."""
+    try:
+        value = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}: expected JSON, got {error.msg}") from error
+    except RecursionError as error:
+        raise ValueError(f"{path}: expected JSON, got one that is nested too deeply") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def read_toml(path) -> dict:
+    try:
+        return tomllib.loads(read_text(path).replace("\r\n", "\n"))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}: expected TOML, got an error: {error}") from error
+
+
+def read_rows(path) -> list[tuple[int, dict]]:
+    """Rows of a .jsonl, .json, .csv or .tsv file with the line (.json: the number) each began on."""
+    path = Path(path)
+    if path.suffix == ".jsonl":
+        return list(read_jsonl(path))
+    if path.suffix == ".json":
+        rows = json_rows(path)
+        return list(enumerate(rows, 1))
+    if path.suffix in (".csv", ".tsv"):
+        return list(csv_rows(path))
+    raise ValueError(f"{path}: expected rows in a .jsonl, .json, .csv or .tsv file, got {path.suffix or 'no suffix'!r}")
+
+
+def read_jsonl(path):
+    """(line number, object) of each line that is not blank."""
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if line.strip():
+            yield number, json_row(line, f"{path}:{number}")
+
+
+def json_row(line: str, where: str) -> dict:
+    try:
+        row = json.loads(line)
+    except (json.JSONDecodeError, RecursionError) as error:
+        problem = error.msg if isinstance(error, json.JSONDecodeError) else "one that is nested too deeply"
+        raise ValueError(f"{where}: expected one JSON object a line, got {problem}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: expected one JSON object a line, got {type(row).__name__}")
+    return row
+
+
+def json_rows(path):
+    try:
+        rows = json.loads(read_text(path))
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path}:{getattr(error, 'lineno', 1)}: expected JSON, got {getattr(error, 'msg', 'too deep a nesting')}") \
+            from error
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"{path}: expected a JSON list of objects, got something else; one object a line belongs in a .jsonl file")
+    return rows
+
+
+def csv_rows(path):
+    lines = read_text(path).splitlines(keepends=True)
+    reader = csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+    csv.field_size_limit(2 ** 31 - 1)
+    try:
+        if reader.fieldnames is None:
+            raise ValueError(f"{path}: expected a header line, got an empty file")
+        before = reader.line_num
+        for row in reader:
+            if None in row or None in row.values():
+                raise ValueError(f"{path}:{before + 1}: expected {len(reader.fieldnames)} fields, as in the header; got another number")
+            yield before + 1, row
+            before = reader.line_num
+    except csv.Error as error:
+        raise ValueError(f"{path}:{reader.line_num}: expected a well-formed line, got {error}") from error
+
+
+def open_tensors(path):
+    """A safetensors file, opened lazily: keys(), get_slice(), get_tensor(), metadata()."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: expected a safetensors file, found none")
+    try:
+        return safe_open(str(path), "pt")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: expected a whole safetensors file, got an error: {error}; fetch or write it again") from error
+
+
+def write_text(path, text: str) -> None:
+    """Write to a temporary name, flush to disk, rename: a reader sees the old file or the new one."""
+    temporary = f"{path}.tmp"
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path, value) -> None:
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_tensors(path, tensors: dict, metadata: dict[str, str] | None = None) -> None:
+    temporary = f"{path}.tmp"
+    save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, {"format": "pt", **(metadata or {})})
+    with open(temporary, "rb") as file:
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

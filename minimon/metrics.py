@@ -1,0 +1,158 @@
+"""Numbers only: AUROC, TPR at a low FPR, Brier, ECE, paired bootstrap intervals, and the generalization verdict.
+
+n rows, N labels, D bootstrap draws. The positive label is index 0; with more than two labels it stands against the rest.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+DRAWS = 2000
+FEWEST_NEGATIVES = 100                         # for a TPR at 1% FPR: with fewer, one negative is more than 1%
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One task's rows, scored by base and adapter."""
+
+    task: str
+    domain: str
+    labels: np.ndarray                         # (n,) label indices
+    clusters: np.ndarray                       # (n,) of str: rows of the same text are one cluster
+    base: np.ndarray                           # (n, N) P(label)
+    adapter: np.ndarray                        # (n, N)
+
+    @property
+    def positives(self) -> np.ndarray:
+        return self.labels == 0                # (n,) bool
+
+    def of(self, which: str) -> np.ndarray:
+        return getattr(self, which)
+
+
+def inter_task_generalization(performances, epsilon: float) -> tuple[float, bool]:
+    """(mean performance, whether it is strictly above epsilon) over new instruction-input pairs.
+
+    (1/|D_new|) sum Performance(y^) > epsilon, each Performance in [0, 1] (Martin and Roger, 2026; generalization.md)."""
+    values = [float(value) for value in performances]
+    if not values:
+        raise ValueError("performances: expected at least one pair, got none")
+    bad = [value for value in values if not 0 <= value <= 1]
+    if bad:
+        raise ValueError(f"performances: expected numbers in [0, 1], got {bad[0]}")
+    if not 0 <= epsilon <= 1:
+        raise ValueError(f"epsilon: expected a number in [0, 1], got {epsilon}")
+    mean = math.fsum(values) / len(values)
+    return mean, mean > epsilon
+
+
+def performance(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(n, N), (n,) -> (n,): 1 where the label with the largest P is the gold one, else 0. A tie at the top is no answer: 0."""
+    top = probabilities.max(axis=1, keepdims=True)
+    return ((probabilities.argmax(axis=1) == labels) & ((probabilities == top).sum(axis=1) == 1)).astype(float)
+
+
+def auroc(scores: np.ndarray, positives: np.ndarray) -> float | None:
+    """P(a positive scores above a negative), ties half (Hanley and McNeil, 1982). None with one class alone."""
+    if positives.all() or not positives.any():
+        return None
+    return float(compare(scores, positives).mean())
+
+
+def compare(scores, positives):
+    """(positives, negatives): 1 where the positive scores higher, 1/2 at a tie."""
+    p, n = scores[positives][:, None], scores[~positives][None]
+    return (p > n) + 0.5 * (p == n)
+
+
+def tpr_at_fpr(scores: np.ndarray, positives: np.ndarray, fpr: float = 0.01) -> float | None:
+    """Share of positives above the lowest threshold that at most `fpr` of the negatives exceed.
+
+    None with fewer than FEWEST_NEGATIVES negatives, or no positive."""
+    negatives = np.sort(scores[~positives])[::-1]
+    if len(negatives) < FEWEST_NEGATIVES or not positives.any():
+        return None
+    return float((scores[positives] > negatives[int(fpr * len(negatives))]).mean())
+
+
+def brier(p: np.ndarray, positives: np.ndarray) -> float:
+    """mean (P(positive) - y)^2 (Brier, 1950)."""
+    return float(np.mean((p - positives) ** 2))
+
+
+def ece(p: np.ndarray, positives: np.ndarray, bins: int = 15) -> float:
+    """Sum over equal-width bins of P(positive): share of rows times |mean P - share of positives| (Naeini et al., 2015)."""
+    which = np.minimum((p * bins).astype(int), bins - 1)
+    rows, mass, hits = (np.bincount(which, w, bins) for w in (np.ones_like(p), p, positives.astype(float)))
+    return float(np.abs(mass - hits).sum() / rows.sum())
+
+
+def ranks(scores: np.ndarray) -> np.ndarray:
+    """Ranks in (0, 1), ties averaged: what makes scores of several tasks comparable."""
+    ordered = np.sort(scores)
+    return (np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")) / (2 * len(scores))
+
+
+def measures(scores: Scores, which: str) -> dict:
+    """The metrics of one task under `base` or `adapter`."""
+    p, positives = scores.of(which)[:, 0].astype(float), scores.positives
+    return {"performance": float(performance(scores.of(which), scores.labels).mean()), "auroc": auroc(p, positives),
+            "tpr_at_1pct_fpr": tpr_at_fpr(p, positives), "brier": brier(p, positives), "ece": ece(p, positives)}
+
+
+def mean_measures(tasks: list[Scores], which: str) -> dict:
+    """Means over pairs (performance) and over tasks (the rest); the TPR pools rows after ranking within each task."""
+    each = [measures(task, which) for task in tasks]
+    pooled = np.concatenate([ranks(task.of(which)[:, 0]) for task in tasks])
+    positives = np.concatenate([task.positives for task in tasks])
+    pairs = np.concatenate([performance(task.of(which), task.labels) for task in tasks])
+
+    def mean(key):
+        values = [measure[key] for measure in each if measure[key] is not None]
+        return float(np.mean(values)) if values else None
+
+    return {"performance": float(pairs.mean()), "auroc": mean("auroc"), "tpr_at_1pct_fpr": tpr_at_fpr(pooled, positives),
+            "brier": mean("brier"), "ece": mean("ece")}
+
+
+def intervals(tasks: list[Scores], seed: int = 0) -> dict:
+    """95% percentile bootstrap over transcripts: {"performance" | "auroc": {"base" | "adapter" | "uplift": [lo, hi] or None}}.
+
+    Rows of one transcript are drawn together, whatever the prompt, and base and adapter on the same draws."""
+    names, where = np.unique(np.concatenate([task.clusters for task in tasks]), return_inverse=True)
+    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), DRAWS)
+    weights = np.split(draws[:, where].astype(np.float32), np.cumsum([len(task.labels) for task in tasks])[:-1], axis=1)
+    result = {}
+    for key, drawn in (("performance", drawn_performance), ("auroc", drawn_auroc)):
+        base, adapter = (drawn(tasks, weights, which) for which in ("base", "adapter"))
+        result[key] = {"base": percentiles(base), "adapter": percentiles(adapter), "uplift": percentiles(adapter - base)}
+    return result
+
+
+def drawn_performance(tasks, weights, which):
+    """(D,) means over pairs."""
+    right = sum(w @ performance(task.of(which), task.labels) for task, w in zip(tasks, weights))
+    return right / sum(w.sum(axis=1) for w in weights)
+
+
+def drawn_auroc(tasks, weights, which):
+    """(D,) means over tasks; a task whose draw lost a class is left out of that draw."""
+    values = []
+    for task, w in zip(tasks, weights):
+        p, n = w[:, task.positives], w[:, ~task.positives]                              # (D, positives), (D, negatives)
+        wins = ((p @ compare(task.of(which)[:, 0], task.positives).astype(np.float32)) * n).sum(axis=1)
+        pairs = p.sum(axis=1) * n.sum(axis=1)
+        values.append(np.divide(wins, pairs, out=np.full(len(w), np.nan), where=pairs > 0))
+    there = ~np.isnan(values)
+    return np.divide(np.nansum(values, axis=0), there.sum(axis=0), out=np.full(DRAWS, np.nan), where=there.any(axis=0))
+
+
+def percentiles(values: np.ndarray) -> list[float] | None:
+    values = values[~np.isnan(values)]
+    return [float(bound) for bound in np.percentile(values, [2.5, 97.5])] if len(values) else None
+
+
+def chance(tasks: list[Scores]) -> float:
+    """Performance of always giving each task's commonest label, mean over pairs."""
+    return float(sum(np.bincount(task.labels).max() for task in tasks) / sum(len(task.labels) for task in tasks))

@@ -1,0 +1,142 @@
+"""Scores -> report.json, the table, the verdict line and the figure. Strings only: the scripts print."""
+
+from pathlib import Path
+
+from minimon.files import write_json, write_text
+from minimon.metrics import Scores, chance, inter_task_generalization, intervals, mean_measures, measures, performance
+
+
+def build_report(scores: dict[str, dict[str, list[Scores]]], *, model: str, adapter: str, seed: int, epsilon: float, run: dict) -> dict:
+    """scores: split -> group -> tasks. Everything but "run" is a function of the scores and the settings."""
+    report = {"model": model, "adapter": adapter, "seed": seed, "epsilon": epsilon, "splits": {}}
+    for split, groups in scores.items():
+        tasks = [task for group in groups.values() for task in group]
+        report["splits"][split] = {
+            "tasks": [{"task": task.task, "domain": task.domain, "group": group, "n": len(task.labels),
+                       "positives": int(task.positives.sum()), **compared([task])} for group in groups for task in groups[group]],
+            "mean": compared(tasks), "groups": {group: compared(members) for group, members in groups.items() if group}}
+    for key, split in (("inter_task", "new_domain"), ("intra_task", "trained")):
+        if split in scores:
+            report[key] = verdict([task for group in scores[split].values() for task in group], epsilon)
+    return {**report, "run": run}
+
+
+def compared(tasks: list[Scores]) -> dict:
+    """Base and adapter on one task or the mean of several, and adapter minus base with its interval."""
+    base, adapter = ((measures(tasks[0], which) if len(tasks) == 1 else mean_measures(tasks, which)) for which in ("base", "adapter"))
+    bounds = intervals(tasks)
+    for which, side in (("base", base), ("adapter", adapter)):
+        side |= {f"{key}_ci95": bounds[key][which] for key in ("performance", "auroc")}
+    both = base["auroc"] is not None and adapter["auroc"] is not None
+    return {"base": base, "adapter": adapter, "chance": chance(tasks), "uplift": {
+        "performance": adapter["performance"] - base["performance"], "auroc": adapter["auroc"] - base["auroc"] if both else None,
+        "ci95": bounds["auroc"]["uplift"], "performance_ci95": bounds["performance"]["uplift"]}}
+
+
+def verdict(tasks: list[Scores], epsilon: float) -> dict:
+    """Mean performance over pairs against epsilon (generalization.md); ci95 is of the adapter's mean."""
+    pairs = {which: [value for task in tasks for value in performance(task.of(which), task.labels)] for which in ("base", "adapter")}
+    mean, generalizes = inter_task_generalization(pairs["adapter"], epsilon)
+    return {"pairs": len(pairs["adapter"]), "base_mean": inter_task_generalization(pairs["base"], epsilon)[0], "mean": mean,
+            "ci95": intervals(tasks)["performance"]["adapter"], "chance": chance(tasks), "epsilon": epsilon, "generalizes": generalizes}
+
+
+def write_report(report: dict, directory) -> None:
+    """report.md, the figure where matplotlib is there, and report.json last: with it a run is finished."""
+    directory = Path(directory)
+    write_text(directory / "report.md", markdown(report))
+    write_figure(report, directory / "report.png")
+    write_json(directory / "report.json", report)
+
+
+# ---- text ----------------------------------------------------------------------------------------------------------------
+
+
+def number(value, signed=False) -> str:
+    return "-" if value is None else f"{value:+.3f}" if signed else f"{value:.3f}"
+
+
+def interval(bounds, signed=True) -> str:
+    return "-" if bounds is None else f"[{number(bounds[0], signed)}, {number(bounds[1], signed)}]"
+
+
+def summary_rows(report: dict) -> list[list[str]]:
+    """A line a group of each split, then the split where it has several groups."""
+    rows = []
+    for split, part in report["splits"].items():
+        entries = [(f"{split} / {group}", group, entry) for group, entry in part["groups"].items()]
+        if len(part["groups"]) != 1:
+            entries.append((split, None, part["mean"]))
+        for name, group, entry in entries:
+            tasks = [task for task in part["tasks"] if group in (None, task["group"])]
+            rows.append([name, str(len(tasks)), str(sum(task["n"] for task in tasks)),
+                         *(number(entry[which][key]) for key in ("performance", "auroc") for which in ("base", "adapter")),
+                         number(entry["uplift"]["auroc"], True), interval(entry["uplift"]["ci95"]), number(entry["chance"])])
+    return rows
+
+
+HEADER = ["split", "tasks", "pairs", "perf base", "adapter", "AUROC base", "adapter", "uplift", "95% interval", "chance"]
+
+
+def table(report: dict) -> str:
+    """What train.py prints: one line a group, AUROC uplift with its interval."""
+    rows = [HEADER, *summary_rows(report)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
+    lines = ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths)))
+             for row in rows]
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def verdict_line(report: dict) -> str:
+    part = report.get("inter_task")
+    if part is None:
+        return "inter-task generalization: not measured, the mixture has no new_domain split"
+    return (f"inter-task generalization: mean performance {part['mean']:.3f} {interval(part['ci95'], False)} over {part['pairs']} new pairs, "
+            f"epsilon {part['epsilon']:g}: {'yes' if part['generalizes'] else 'no'} (base {part['base_mean']:.3f}, chance {part['chance']:.3f})")
+
+
+def markdown(report: dict) -> str:
+    def lines(header, rows):
+        return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
+
+    parts = [f"# {report['model']}, seed {report['seed']}", verdict_line(report) + ".", lines(HEADER, summary_rows(report)),
+             "Uplift is adapter minus base in AUROC; intervals are paired bootstraps over transcripts."]
+    header = ["task", "group", "n", "positives", *(f"{key} {which}" for key in ("perf", "AUROC", "Brier", "ECE") for which in ("base", "adapter")),
+              "uplift", "95% interval"]
+    for split, part in report["splits"].items():
+        rows = [[task["task"], task["group"], str(task["n"]), str(task["positives"]),
+                 *(number(task[which][key]) for key in ("performance", "auroc", "brier", "ece") for which in ("base", "adapter")),
+                 number(task["uplift"]["auroc"], True), interval(task["uplift"]["ci95"])] for task in part["tasks"]]
+        parts += [f"## {split}", lines(header, rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+# ---- figure --------------------------------------------------------------------------------------------------------------
+
+
+def write_figure(report: dict, path: Path) -> bool:
+    """AUROC of base and adapter a group, with intervals. False where matplotlib is not installed."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return False
+    entries = [(f"{split}\n{group}".strip(), entry) for split, part in report["splits"].items()
+               for group, entry in (part["groups"] or {"": part["mean"]}).items() if entry["base"]["auroc"] is not None]
+    figure = Figure(figsize=(1.6 * len(entries) + 1.5, 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for offset, which, color in ((-0.12, "base", "0.55"), (0.12, "adapter", "tab:blue")):
+        values = [entry[which]["auroc"] for _, entry in entries]
+        bounds = [entry[which]["auroc_ci95"] for _, entry in entries]
+        errors = [[value - low for value, (low, _) in zip(values, bounds)], [high - value for value, (_, high) in zip(values, bounds)]]
+        axes.errorbar([i + offset for i in range(len(values))], values, yerr=errors, fmt="o", color=color, label=which, capsize=3)
+    axes.axhline(0.5, color="0.8", linewidth=1, zorder=0)
+    axes.set_xticks(range(len(entries)), [name for name, _ in entries], fontsize=8)
+    axes.set_ylabel("AUROC, mean over tasks")
+    axes.set_ylim(min(0.45, *(entry[which]["auroc_ci95"][0] for _, entry in entries for which in ("base", "adapter"))) - 0.02, 1.01)
+    axes.legend(frameon=False, loc="lower right")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.savefig(path, dpi=120, metadata={"Software": None})
+    return True
