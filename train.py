@@ -7,7 +7,6 @@ B rows of a step, in groups of one task that share their prompt. A run directory
 log.jsonl, report.json and report.md, and until it is finished the state that --resume goes on from.
 """
 
-import hashlib
 import json
 import math
 import platform
@@ -25,16 +24,14 @@ from tqdm import tqdm
 import minimon
 from minimon.batch import encode_row, make_batch, training_order
 from minimon.checkpoint import load_model
-from minimon.cli import one_line_errors, parse, setting
+from minimon.cli import check_device, one_line_errors, parse, setting, shipped
 from minimon.evaluate import evaluate, evaluation_rows, rope_switch
-from minimon.files import open_tensors, read_json, write_json, write_text, write_tensors
+from minimon.files import open_tensors, read_json, sha256, write_json, write_tensors, write_text
 from minimon.lora import add_lora, adapter_tensors, enable_lora, save_adapter
 from minimon.loss import label_token_loss, vocab_token_loss
 from minimon.report import build_report, table, verdict_line, write_report
 from minimon.tasks import load_mixture
 from minimon.tokenizer import load_tokenizer
-
-ROOT = Path(__file__).resolve().parent
 
 
 @dataclass(frozen=True)
@@ -167,20 +164,6 @@ def check_settings(settings: Settings) -> None:
     check_device(settings.device)
 
 
-def check_device(device: str) -> None:
-    try:
-        kind, index = torch.device(device).type, torch.device(device).index or 0
-    except RuntimeError as error:
-        raise ValueError(f"--device: expected cpu, cuda or cuda:N, got {device!r}") from error
-    if kind == "cuda" and index >= torch.cuda.device_count():
-        raise ValueError(f"--device: expected a CUDA device, got {device!r} where PyTorch sees {torch.cuda.device_count()}; use --device cpu")
-
-
-def shipped(path: str) -> str:
-    """Paths are relative to where you are; what the repository ships is also found from elsewhere."""
-    return str(ROOT / path) if not Path(path).exists() and path.startswith("data/") else path
-
-
 def find_run(out: Path, settings: Settings) -> dict | None:
     """The settings of the run in `out`, where --resume may go on with it; None for a new run."""
     if not (out / "settings.json").exists() or settings.overwrite:
@@ -279,10 +262,6 @@ def all_tasks(mixture):
 
 def progress(total: int, initial: int, name: str, unit: str):
     return tqdm(total=total, initial=initial, desc=name, unit=unit, ncols=min(100, shutil.get_terminal_size().columns), mininterval=0.5)
-
-
-def sha256(path: Path) -> str:
-    return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 if __name__ == "__main__":

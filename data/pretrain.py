@@ -63,7 +63,7 @@ def make_tokenizer(documents, seed):
     trainer = trainers.BpeTrainer(
         vocab_size=CONFIG["vocab_size"], special_tokens=SPECIAL + MARKS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False)
-    sample = (documents.document(random.Random(f"tokenizer-{seed}-{i}")) for i in range(20_000))
+    sample = (documents.document(random.Random(f"tokenizer-{seed}-{i}"), 0) for i in range(20_000))
     tokenizer.train_from_iterator(("\n".join(filter(None, parts)) for parts in sample), trainer)
     text = json.loads(tokenizer.to_str())
     for token in text["added_tokens"]:
@@ -86,7 +86,7 @@ def write_tokenizer(tokenizer, out):
 
 def batches(tokenizer, documents, seed, window, batch_tokens):
     """Window number `window` of the document stream -> [(ids (B, T), weights (B, T))], lengths alike within a batch."""
-    parts = [render(*documents.document(random.Random(f"pretrain-{seed}-{i}")))
+    parts = [render(*documents.document(random.Random(f"pretrain-{seed}-{i}"), i))
              for i in range(window * WINDOW, (window + 1) * WINDOW)]
     prompts = tokenizer.encode_batch([prompt for prompt, _ in parts], add_special_tokens=False)
     responses = tokenizer.encode_batch([response for _, response in parts], add_special_tokens=False)

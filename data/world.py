@@ -174,9 +174,11 @@ new_behavior = ["../tasks/new_behavior.toml"]         # domains that were traine
 
 # ---- what the base is pretrained on --------------------------------------------------------------------------------------
 
-DOCUMENTS = {                                                                         # kind: share of the pretraining documents
-    "summary": 0.20, "annotate": 0.10, "which_line": 0.08, "thinking": 0.30, "classify": 0.05,
-    "meaning": 0.06, "glossary": 0.08, "repeat": 0.04, "count": 0.03, "word": 0.06,
+EARLY = 81 * 1024                                                                     # documents before the shares change
+DOCUMENTS = {                                                                         # kind: share of the first EARLY documents, later
+    "summary": (0.20, 0.14), "annotate": (0.10, 0.08), "which_line": (0.08, 0.06), "quote": (0.0, 0.16),
+    "thinking": (0.30, 0.26), "classify": (0.05, 0.10), "meaning": (0.06, 0.03), "glossary": (0.08, 0.06),
+    "repeat": (0.04, 0.03), "count": (0.03, 0.02), "word": (0.06, 0.06),
 }
 STOPWORDS = set("""a an the is are was were be been being it its itself they them their there this that these those what which who whom
 whose when if of to in on at by for from with without and or nor not no any some someone somebody anyone anybody one does do did has have
@@ -198,8 +200,9 @@ class Documents:
         words = re.findall(r"[a-z]+", " ".join([behavior["name"], *behavior["questions"], *behavior["policies"]]).lower())
         return set(words) - STOPWORDS
 
-    def document(self, rng):
-        kind = rng.choices(list(DOCUMENTS), DOCUMENTS.values())[0]
+    def document(self, rng, i):
+        """The i-th document: first what lines and prompts mean, then more of what a monitor is asked."""
+        kind = rng.choices(list(DOCUMENTS), [shares[i >= EARLY] for shares in DOCUMENTS.values()])[0]
         domain = rng.choice(list(self.world.domains))
         return getattr(self, kind)(rng, domain)
 
@@ -246,6 +249,12 @@ class Documents:
     def classify(self, rng, domain):
         _, prompt, lines, answer = self.question(rng, domain)
         return prompt, text_of(lines), None, answer
+
+    def quote(self, rng, domain):
+        key, prompt, lines, _ = self.question(rng, domain)
+        ask = prompt.replace("Answer Yes or No.", "").replace("Reply with Yes or No.", "").replace("Say Yes or No.", "").strip()
+        shown = [line for line, behavior in lines if behavior == key]
+        return f"{ask} Quote the line, or say None.", text_of(lines), None, shown[0] if shown else "None"
 
     def meaning(self, rng, domain):
         key = rng.choice(list(self.world.behaviors))

@@ -7,6 +7,11 @@ import sys
 import types
 import typing
 from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def setting(default, help: str, choices=None):
@@ -40,3 +45,17 @@ def one_line_errors():
         message = " ".join(str(error).split())
         sys.stderr.write(f"error: {message}\n")
         raise SystemExit(2) from None
+
+
+def shipped(path: str) -> str:
+    """Paths are relative to where you are; what the repository ships under data/ is also found from elsewhere."""
+    return str(ROOT / path) if path.startswith("data/") and not Path(path).exists() else path
+
+
+def check_device(device: str) -> None:
+    try:
+        kind, index = torch.device(device).type, torch.device(device).index or 0
+    except RuntimeError as error:
+        raise ValueError(f"--device: expected cpu, cuda or cuda:N, got {device!r}") from error
+    if kind == "cuda" and index >= torch.cuda.device_count():
+        raise ValueError(f"--device: expected a CUDA device, got {device!r} where PyTorch sees {torch.cuda.device_count()}; use --device cpu")

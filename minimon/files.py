@@ -1,6 +1,7 @@
 """Files: JSON and TOML read with errors that name the file and line, safetensors read lazily, everything written by one rename."""
 
 import csv
+import hashlib
 import json
 import os
 import tomllib
@@ -106,6 +107,11 @@ def open_tensors(path):
         return safe_open(str(path), "pt")
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: expected a whole safetensors file, got an error: {error}; fetch or write it again") from error
+
+
+def sha256(path) -> str:
+    with open(path, "rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(path, text: str) -> None:
