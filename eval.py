@@ -81,7 +81,8 @@ def run_settings(settings: Settings) -> dict:
     if bool(settings.score) != bool(settings.task):
         raise ValueError("--score and --task: expected both, a file of transcripts and the task to ask of them; got one")
     path = Path(settings.adapter) / "settings.json"
-    run = {"seed": 0, "epsilon": 0.75, "batch_tokens": 16384, "date": date.today().isoformat(), **(read_json(path) if path.is_file() else {})}
+    run = {"seed": 0, "epsilon": 0.75, "batch_tokens": 16384, "date": date.today().isoformat()}
+    run |= read_json(path) if path.is_file() else {}
     run |= {key: value for key in ("model", "mixture", "epsilon", "batch_tokens") if (value := getattr(settings, key)) is not None}
     if not run.get("model"):
         raise ValueError(f"--model: expected one, since {settings.adapter} has no settings.json that names the base")
@@ -97,7 +98,8 @@ def score_file(settings: Settings, model, tokenizer, batch_tokens: int) -> int:
     chunk = []
 
     def flush():
-        for (name, _), p in zip(chunk, score(model, tokenizer, task, [text for _, text in chunk], batch_tokens=batch_tokens)[:, 0].tolist()):
+        scores = score(model, tokenizer, task, [text for _, text in chunk], batch_tokens=batch_tokens)
+        for (name, _), p in zip(chunk, scores[:, 0].tolist()):
             print(json.dumps({"id": name, "P": round(p, 6)}))
         chunk.clear()
 

@@ -118,8 +118,8 @@ def optimizers(model, lr):
 
 
 def schedule(step, steps):
-    """Warm-up over 2%, constant, then linear to zero over the last 40%."""
-    return min((step + 1) / (0.02 * steps + 1), 1.0, (steps - step) / (0.4 * steps))
+    """Warm-up over 100 steps, constant, then linear to zero over the last 40%."""
+    return min((step + 1) / 101, 1.0, (steps - step) / (0.4 * steps))
 
 
 def save_state(path, model, opts, progress):
@@ -166,7 +166,7 @@ def write_model(model, out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "base")
-    parser.add_argument("--steps", type=int, default=5000, help="optimizer steps in all")
+    parser.add_argument("--steps", type=int, default=4200, help="optimizer steps in all")
     parser.add_argument("--batch-tokens", type=int, default=6144, help="tokens of a step, padding included")
     parser.add_argument("--lr", type=float, default=6e-3)
     parser.add_argument("--seed", type=int, default=SEED)

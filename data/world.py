@@ -149,7 +149,8 @@ def write_mixture(path, train, trained):
         return "[\n" + "".join(f'  "{entry}",\n' for entry in entries) + "]"
 
     path.write_text(f"""# The default mixture, written by data/world.py.
-# {len(NEW_DOMAINS)} domains and {len(NEW_BEHAVIORS)} behaviours are never trained on; {len(SINGLE_PROMPT)} training domains carry one prompt only.
+# {len(NEW_DOMAINS)} domains and {len(NEW_BEHAVIORS)} behaviours are never trained on.
+# {len(SINGLE_PROMPT)} training domains carry one prompt only.
 name = "default"
 
 [train]
@@ -212,7 +213,8 @@ class Documents:
 
     def summary(self, rng, domain):
         lines = self.world.transcript(rng, domain)
-        ask = rng.choice(("Summarize what the agent does wrong.", "Name what is wrong in this {title}.", "Sum up the {title}: what stands out?"))
+        ask = rng.choice(("Summarize what the agent does wrong.", "Name what is wrong in this {title}.",
+                          "Sum up the {title}: what stands out?"))
         return ask.format(title=self.world.domains[domain]["title"]), text_of(lines), None, f"Seen: {self.seen(lines)}."
 
     def annotate(self, rng, domain):

@@ -58,4 +58,5 @@ def check_device(device: str) -> None:
     except RuntimeError as error:
         raise ValueError(f"--device: expected cpu, cuda or cuda:N, got {device!r}") from error
     if kind == "cuda" and index >= torch.cuda.device_count():
-        raise ValueError(f"--device: expected a CUDA device, got {device!r} where PyTorch sees {torch.cuda.device_count()}; use --device cpu")
+        raise ValueError(f"--device: expected a CUDA device, got {device!r} where PyTorch sees {torch.cuda.device_count()}; "
+                         "use --device cpu")

@@ -1,7 +1,7 @@
 """LoRA (Hu et al., 2021): y = W x + scaling B A x, with W frozen, in PEFT's file format both ways.
 
 R rank r. lora_A (R, in) is drawn uniformly, lora_B (out, R) is zero, so a new adapter changes nothing. A PEFT tensor name is
-"base_model.model." plus the module's path here.
+"base_model.model." plus the module's path in transformers' model, which is the path here (see `peft_path`).
 """
 
 import json
@@ -16,11 +16,14 @@ from torch import nn
 from minimon.files import open_tensors, read_json, write_json, write_tensors
 
 PREFIX = "base_model.model."
-REFUSED = {                                    # PEFT options that change the arithmetic: the value that leaves them off
-    "use_dora": False, "lora_bias": False, "bias": "none", "modules_to_save": None, "layer_replication": None, "fan_in_fan_out": False,
-    "alora_invocation_tokens": None, "kasa_config": None, "velora_config": None, "arrow_config": None, "monteclora_config": None,
-    "use_bdlora": None, "use_qalora": False, "target_parameters": None, "trainable_token_indices": None, "megatron_config": None,
+USED = ("r", "lora_alpha", "target_modules", "use_rslora", "rank_pattern", "alpha_pattern", "exclude_modules", "layers_to_transform",
+        "layers_pattern")
+INERT = {                                      # keys of adapter_config.json that leave the arithmetic of a trained adapter alone
+    "peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "lora_dropout",
+    "init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_config", "megatron_core",
+    "qalora_group_size", "ensure_weight_tying", "runtime_config", *USED,
 }
+OFF = (None, False, "none", [], {})            # any other key must have one of these values
 PLAIN_INITS = (True, False, None, "gaussian")  # others change the base weights as well
 
 
@@ -37,6 +40,19 @@ class LoRAConfig:
     exclude_modules: list[str] | str | None = None
     layers_to_transform: list[int] | int | None = None
     layers_pattern: list[str] | str | None = None
+
+    def __post_init__(self):
+        for key in ("rank_pattern", "alpha_pattern"):
+            if not isinstance(getattr(self, key), dict):
+                raise ValueError(f"{key}: expected a table, got {getattr(self, key)!r}")
+        for key, value in (("lora_alpha", self.lora_alpha), *self.alpha_pattern.items()):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ValueError(f"{key}: expected a positive number, got {value!r}")
+        for key, value in (("r", self.r), *self.rank_pattern.items()):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{key}: expected a positive integer, got {value!r}")
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            raise ValueError(f"layers_to_transform: expected a list for target_modules with it, got {self.target_modules!r}")
 
     def of(self, path: str) -> tuple[int, float]:
         """(r, scaling) of the module at `path`; scaling = lora_alpha / r, or / sqrt(r) with rslora (Kalajdzievski, 2023)."""
@@ -63,7 +79,7 @@ class LoRALinear(nn.Module):
         y = self.base_layer(x)
         if not self.enabled:
             return y
-        return y + (self.scaling * self.lora_B(self.lora_A(x.float()))).to(y.dtype)
+        return (y + self.scaling * self.lora_B(self.lora_A(x.float()))).to(y.dtype)    # added in fp32, rounded once
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
@@ -78,54 +94,58 @@ def add_lora(model: nn.Module, r: int = 8, lora_alpha: float = 16, target_module
     target_modules: a list of names or paths, a regex for the whole path, or "all-linear" (all but the head).
     Raises ValueError where a target matches nothing."""
     config = LoRAConfig(r, lora_alpha, target_modules, **options)
-    if isinstance(r, bool) or not isinstance(r, int) or r < 1:
-        raise ValueError(f"r: expected a positive integer, got {r!r}")
-    paths = target_paths(model, config)
+    linears = linear_paths(model)
+    entries = [target_modules] if isinstance(target_modules, str) else [[entry] for entry in target_modules or ()]
+    for entry in entries or [None]:
+        if not any(matches(peft_path(model, path), entry) for path in linears):
+            known = sorted({path.rsplit(".", 1)[-1] for path in linears})
+            shown = entry[0] if isinstance(entry, list) else entry
+            raise ValueError(f"target_modules: {shown!r} matches no linear module; there are {', '.join(known)}")
+    return wrap(model, config)
+
+
+def wrap(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
+    if lora_layers(model):
+        raise ValueError("expected a model without an adapter, got one that has one; merge_lora it first or load the base again")
+    paths = [path for path in linear_paths(model) if targeted(peft_path(model, path), config)]
+    if not paths:
+        raise ValueError("target_modules: no linear module is left after exclude_modules and layers_to_transform")
     model.requires_grad_(False)
     for path in paths:
         parent, name = path.rsplit(".", 1)
-        rank, scaling = config.of(path)
-        setattr(model.get_submodule(parent), name, LoRALinear(model.get_submodule(path), rank, scaling))
+        setattr(model.get_submodule(parent), name, LoRALinear(model.get_submodule(path), *config.of(peft_path(model, path))))
     model.lora_config = config
     return config
 
 
-def target_paths(model: nn.Module, config: LoRAConfig) -> list[str]:
-    """Paths of the modules to wrap, in the model's order, by PEFT's matching rules (interop 2.6)."""
-    if any(isinstance(module, LoRALinear) for module in model.modules()):
-        raise ValueError("expected a model without an adapter, got one that has one; merge_lora it first or load the base again")
-    linears = [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and path != "lm_head"]
+def linear_paths(model: nn.Module) -> list[str]:
+    return [path for path, module in model.named_modules() if isinstance(module, nn.Linear) and path != "lm_head"]
+
+
+def peft_path(model: nn.Module, path: str) -> str:
+    """The module's path in transformers' model: the same, but inside a multimodal wrapper."""
+    wrapped = getattr(getattr(model, "config", None), "wrapped", False)
+    return path.replace("model.", "model.language_model.", 1) if wrapped else path
+
+
+def targeted(path: str, config: LoRAConfig) -> bool:
+    """PEFT's rules: exclude_modules win; a whole path is meant as it is; a name holds in the layers asked for."""
     targets = config.target_modules
-    entries = [targets] if isinstance(targets, str) else list(targets or [])
-    if not entries:
-        raise ValueError("target_modules: expected names of linear modules, got none")
-    if isinstance(targets, str) and targets.lower() == "all-linear":
-        return [path for path in linears if not matches(path, config.exclude_modules)]
-    for entry in entries:
-        if not any(matches(path, entry if isinstance(targets, str) else [entry]) for path in linears):
-            known = sorted({path.rsplit(".", 1)[-1] for path in linears})
-            raise ValueError(f"target_modules: {entry!r} matches no linear module; there are {', '.join(known)}")
-    paths = [path for path in linears if matches(path, targets) and not matches(path, config.exclude_modules)
-             and in_layers(path, config)]
-    if not paths:
-        raise ValueError("target_modules: nothing is left after exclude_modules and layers_to_transform")
-    return paths
+    if not matches(path, targets) or matches(path, config.exclude_modules or []):
+        return False
+    wanted = config.layers_to_transform
+    if isinstance(targets, str) or wanted in (None, []) or path in targets:
+        return True
+    patterns = config.layers_pattern or r"[^.]*"
+    found = (re.match(rf"(?:.*?\.)?{pattern}\.(?P<index>\d+)\.", path) for pattern in ([patterns] if isinstance(patterns, str) else patterns))
+    index = next((int(match["index"]) for match in found if match), None)
+    return index in (wanted if isinstance(wanted, list) else [wanted])
 
 
 def matches(path: str, targets) -> bool:
     if isinstance(targets, str):
-        return re.fullmatch(targets, path) is not None
-    return any(path == entry or path.endswith("." + entry) for entry in targets or [])
-
-
-def in_layers(path: str, config: LoRAConfig) -> bool:
-    if config.layers_to_transform is None:
-        return True
-    wanted = config.layers_to_transform
-    pattern = config.layers_pattern or r"[^.]*"
-    names = "|".join(pattern) if isinstance(pattern, list) else pattern
-    index = re.match(rf".*?\.({names})\.(\d+)\.", path)
-    return index is not None and int(index.group(2)) in (wanted if isinstance(wanted, list) else [wanted])
+        return targets.lower() == "all-linear" or re.fullmatch(targets, path) is not None
+    return any(path == entry or path.endswith(f".{entry}") for entry in targets or ())
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
@@ -149,21 +169,28 @@ def merge_lora(model: nn.Module) -> nn.Module:
 
 def adapter_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     """PEFT's names -> the adapter's parameters."""
-    return {f"{PREFIX}{path}.{part}.weight": getattr(layer, part).weight
+    return {f"{PREFIX}{peft_path(model, path)}.{part}.weight": getattr(layer, part).weight
             for path, layer in lora_layers(model).items() for part in ("lora_A", "lora_B")}
 
 
 def save_adapter(model: nn.Module, directory, base: str | None = None) -> None:
-    """adapter_config.json and adapter_model.safetensors, as PEFT and vLLM read them. `base`: what the adapter belongs to."""
+    """adapter_config.json and adapter_model.safetensors, as PEFT and vLLM read them. `base`: what the adapter belongs to.
+
+    vLLM reads one r and one lora_alpha for all modules, and passes over rank_pattern and alpha_pattern without a word."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    config = asdict(model.lora_config)
-    if isinstance(config["target_modules"], str):          # vLLM wants a list, and "all-linear" means other things elsewhere
-        config["target_modules"] = sorted({path.rsplit(".", 1)[-1] for path in lora_layers(model)}) \
-            if config["target_modules"].lower() == "all-linear" and not config["exclude_modules"] else sorted(lora_layers(model))
-        config["exclude_modules"] = None
-    elif isinstance(config["target_modules"], list):
-        config["target_modules"] = sorted(config["target_modules"])
+    config, paths = asdict(model.lora_config), sorted(lora_layers(model))
+    targets, plain = config["target_modules"], not config["exclude_modules"]
+    if any(peft_path(model, path) != path for path in paths):      # a name alone would be met in the wrapper's other towers too
+        config.update(target_modules=[peft_path(model, path) for path in paths], exclude_modules=None, layers_to_transform=None,
+                      layers_pattern=None)
+    elif isinstance(targets, str):                         # vLLM wants a list, and "all-linear" means other things elsewhere
+        names = sorted({path.rsplit(".", 1)[-1] for path in paths})
+        config.update(target_modules=names if targets.lower() == "all-linear" and plain else paths, exclude_modules=None)
+    else:
+        config["target_modules"] = sorted(targets)
+    if config["lora_alpha"] == int(config["lora_alpha"]):
+        config["lora_alpha"] = int(config["lora_alpha"])
     write_json(directory / "adapter_config.json", {
         "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base, "revision": None, "inference_mode": True,
         **config, "lora_dropout": 0.0, "bias": "none", "fan_in_fan_out": False, "init_lora_weights": True, "use_dora": False,
@@ -180,11 +207,9 @@ def load_adapter(model: nn.Module, directory) -> LoRAConfig:
         raise FileNotFoundError(f"{directory}: expected an adapter directory with adapter_config.json, found none")
     raw = read_json(path)
     refuse_options(raw, path)
-    keys = ("r", "lora_alpha", "target_modules", "use_rslora", "rank_pattern", "alpha_pattern", "exclude_modules",
-            "layers_to_transform", "layers_pattern")
-    options = {key: raw[key] for key in keys if raw.get(key) is not None}
+    options = {key: raw[key] for key in USED if raw.get(key) is not None}
     try:
-        config = add_lora(model, options.pop("r", 8), options.pop("lora_alpha", 8), **options)
+        config = wrap(model, LoRAConfig(**{"lora_alpha": 8, **options}))       # PEFT's own default, where the file has none
     except (ValueError, TypeError, re.error) as error:
         raise ValueError(f"{path}: {error}") from error
     load_tensors(model, Path(directory) / "adapter_model.safetensors")
@@ -194,10 +219,12 @@ def load_adapter(model: nn.Module, directory) -> LoRAConfig:
 def refuse_options(raw: dict, path: Path) -> None:
     if raw.get("peft_type") != "LORA":
         raise ValueError(f"{path}: expected peft_type 'LORA', got {raw.get('peft_type')!r}")
-    active = [f"{key} = {json.dumps(raw[key])}" for key, off in REFUSED.items() if raw.get(key) not in (off, None, False, [], {})]
-    init = raw.get("init_lora_weights", True)
-    if init not in PLAIN_INITS:
-        active.append(f"init_lora_weights = {json.dumps(init)} (it changes the base weights; convert the adapter with PEFT first)")
+    active = [f"{key} = {json.dumps(value)}" for key, value in raw.items() if key not in INERT and value not in OFF]
+    if raw.get("init_lora_weights", True) not in PLAIN_INITS:
+        active.append(f"init_lora_weights = {json.dumps(raw['init_lora_weights'])} (it changes the base weights: convert the adapter "
+                      "with PEFT first)")
+    if not raw.get("target_modules"):
+        active.append(f"target_modules = {json.dumps(raw.get('target_modules'))} (PEFT's defaults by architecture)")
     if active:
         raise ValueError(f"{path}: not implemented: {'; '.join(active)}")
 

@@ -91,8 +91,9 @@ def verdict_line(report: dict) -> str:
     part = report.get("inter_task")
     if part is None:
         return "inter-task generalization: not measured, the mixture has no new_domain split"
-    return (f"inter-task generalization: mean performance {part['mean']:.3f} {interval(part['ci95'], False)} over {part['pairs']} new pairs, "
-            f"epsilon {part['epsilon']:g}: {'yes' if part['generalizes'] else 'no'} (base {part['base_mean']:.3f}, chance {part['chance']:.3f})")
+    return (f"inter-task generalization: mean performance {part['mean']:.3f} {interval(part['ci95'], False)} over {part['pairs']} "
+            f"new pairs, epsilon {part['epsilon']:g}: {'yes' if part['generalizes'] else 'no'} "
+            f"(base {part['base_mean']:.3f}, chance {part['chance']:.3f})")
 
 
 def markdown(report: dict) -> str:
@@ -101,8 +102,8 @@ def markdown(report: dict) -> str:
 
     parts = [f"# {report['model']}, seed {report['seed']}", verdict_line(report) + ".", lines(HEADER, summary_rows(report)),
              "Uplift is adapter minus base in AUROC; intervals are paired bootstraps over transcripts."]
-    header = ["task", "group", "n", "positives", *(f"{key} {which}" for key in ("perf", "AUROC", "Brier", "ECE") for which in ("base", "adapter")),
-              "uplift", "95% interval"]
+    columns = [f"{key} {which}" for key in ("perf", "AUROC", "Brier", "ECE") for which in ("base", "adapter")]
+    header = ["task", "group", "n", "positives", *columns, "uplift", "95% interval"]
     for split, part in report["splits"].items():
         rows = [[task["task"], task["group"], str(task["n"]), str(task["positives"]),
                  *(number(task[which][key]) for key in ("performance", "auroc", "brier", "ece") for which in ("base", "adapter")),

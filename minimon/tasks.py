@@ -194,13 +194,13 @@ def count(value, path, key):
 
 
 def find_tasks(entries, path: Path, key: str, files: dict) -> list[Task]:
-    """Entries FILE or FILE#NAME, relative to the mixture; both parts may hold * wildcards."""
+    """Entries FILE or FILE#NAME, relative to the mixture; both parts may hold the wildcards * and ?."""
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, str) for entry in entries):
         raise ValueError(f"{path}: {key}: expected a list of task files, got {entries!r}")
     tasks = []
     for entry in entries:
         pattern, _, name = entry.partition("#")
-        found = sorted(path.parent.glob(pattern)) if "*" in pattern else [path.parent / pattern]
+        found = sorted(path.parent.glob(pattern)) if set(pattern) & set("*?") else [path.parent / pattern]
         chosen = []
         for file in found:
             file = file.resolve()

@@ -1,8 +1,12 @@
 """Chat messages -> token ids up to the first token of the answer. Control tokens come from the template, never from a message.
 
-Every added token of tokenizer.json is a control token, special or not. Text under judgement may spell one out; encoded by a usual
-tokenizer it would become the token. Here the tokenizer's own copy of each control token is renamed to a nonce that no text holds,
-the template's occurrences are renamed with it, and a message's occurrences stay the plain text they are (interop 3.4).
+Every added token of tokenizer.json is a control token, special or not; only whitespace, which Gemma and GPT-NeoX list as well, is
+text. A usual tokenizer turns a message that spells one out into the token. So here:
+  1. In a message every character that a control token begins with is held back: a private character stands for it, and whatever
+     the template does with the text, no control string comes of it.
+  2. The template renders. Control strings found now are the template's own; each is renamed to a nonce that no text holds.
+  3. The held characters return, and all of it is encoded at once by a copy of the tokenizer that knows the nonces only.
+On text without control strings the ids are those of the usual encoding of a conversation (interop 3.4).
 """
 
 import json
@@ -15,184 +19,199 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as FastTokenizer
 
-NONCE, NONCE_END, HELD, HELD_END = "\U0010ff00", "\U0010ff01", "\U0010ff02", "\U0010ff03"      # private use; dropped from messages
-ROLES = ("system", "user", "assistant", "tool")
+NONCE, NONCE_END, GAP, ANSWER = "\U0010ff00", "\U0010ff01", "\U0010ff02", "\U0010ff03"     # private use, as HELD + i is, which
+HELD = 0x100000                                # stands for the i-th of the characters that control tokens begin with
+ROLES, FIELDS = ("system", "user", "assistant", "tool"), ("content", "name", "reasoning_content")
 
 
 def load_tokenizer(path_or_hub_id, *, date: str | None = None) -> "Tokenizer":
     """tokenizer.json and the chat template of a checkpoint. date: ISO, what a template is told is today; None for today.
 
     Raises FileNotFoundError or ValueError in one line naming the file."""
-    directory = Path(path_or_hub_id)
-    if not directory.is_dir():
-        from huggingface_hub import snapshot_download
-        try:
-            directory = Path(snapshot_download(str(path_or_hub_id), allow_patterns=["*.json", "*.jinja"]))
-        except (OSError, ValueError) as error:
-            raise FileNotFoundError(f"{path_or_hub_id}: expected a tokenizer's directory or a hub id, found neither "
-                                    f"({str(error).strip().splitlines()[0]})") from error
+    directory = resolve(path_or_hub_id)
     path = directory / "tokenizer.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a tokenizer there, found none; only the tokenizer.json format is read")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        config = json.loads(text) if (text := read_optional(directory / "tokenizer_config.json")) else {}
-        return Tokenizer(data, config, find_template(directory, config), datetime.fromisoformat(date) if date else datetime.now())
-    except jinja2.TemplateError as error:
-        raise ValueError(f"{directory}: the chat template does not work: {error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"{path}: {error}") from error
-    except Exception as error:                 # tokenizers raises bare Exception for a bad file
-        raise ValueError(f"{path}: expected a tokenizer, got an error: {error}") from error
-
-
-def read_optional(path: Path) -> str | None:
-    return path.read_text(encoding="utf-8") if path.is_file() else None
-
-
-def find_template(directory: Path, config: dict) -> str:
-    """The default chat template, from the places of interop 3.1 in their order."""
-    template = read_optional(directory / "chat_template.jinja") or config.get("chat_template")
-    if isinstance(template, list):
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    if template is None and (legacy := read_optional(directory / "chat_template.json")):
-        template = json.loads(legacy).get("chat_template")
-    if not isinstance(template, str):
-        raise ValueError("expected a chat template in chat_template.jinja or tokenizer_config.json, found none; "
-                         "a monitor's prompt needs one, so use an instruction-tuned checkpoint")
-    return template
+        raise FileNotFoundError(f"{path}: expected a tokenizer there, found none; only this format is read, save_pretrained writes it")
+    today = datetime.fromisoformat(date) if date else datetime.now()
+    return Tokenizer(path, *find_template(directory), today, special_tokens(directory), eos_ids(directory))
 
 
 class Tokenizer:
-    def __init__(self, data: dict, config: dict, template: str, date: datetime):
-        self.date = date
-        self.control = {token["content"]: token["id"] for token in data.get("added_tokens", []) if token["content"]}
-        self.pattern = re.compile("|".join(re.escape(text) for text in sorted(self.control, key=len, reverse=True)) or "(?!)")
-        self.longest = max(map(len, self.control), default=0)
-        self.heads = {text[:n] for text in self.control for n in range(1, len(text)) if text[:n].strip()}
-        self.tails = {text[n:] for text in self.control for n in range(1, len(text)) if text[n:].strip()}
-        self.plain = FastTokenizer.from_str(json.dumps(data))                          # for decoding
-        self.unknown = self.plain.token_to_id((data.get("model") or {}).get("unk_token") or "")
-        self.encoder = FastTokenizer.from_str(json.dumps(rename_control(data, self.nonce)))
-        special = {key: token_text(value) for key, value in config.items() if key.endswith("_token") and value}
-        self.template = compile_template(template, date).render
-        self.variables = {"tools": None, "documents": None, **special}
-        self.eos = special.get("eos_token")
-        probe = [{"role": "system", "content": "\u2603rule"}, {"role": "user", "content": "text"}]
-        try:
-            self.has_system = "\u2603rule" in self.render(probe, True, False)
-        except jinja2.TemplateError:
-            self.has_system = False
+    """control: text -> id of every control token. eos: the tokenizer's own end token, or None. stop_ids: ids that end a turn."""
 
-    # ---- messages -> ids ---------------------------------------------------------------------------------------------------
+    def __init__(self, path: Path, source: str, where: Path, date: datetime, special: dict[str, str], eos_ids: set[int]):
+        data = read_json(path)
+        try:
+            self.plain = FastTokenizer.from_file(str(path))                            # decodes; does not know what is control
+            self.control = {token.content: i for i, token in self.plain.get_added_tokens_decoder().items()
+                            if token.content and (token.special or token.content.replace("\u2581", " ").strip())}
+            self.encoder = FastTokenizer.from_str(json.dumps(rename_control(data, self.control)))
+        except Exception as error:             # tokenizers raises no narrower one
+            raise ValueError(f"{path}: expected a tokenizer, got an error: {one_line(error)}; fetch the file again") from error
+        unknown = data["model"].get("unk_id", self.plain.token_to_id(data["model"].get("unk_token") or ""))
+        self.control_ids = set(self.control.values()) - {unknown}                      # any character may be an unknown one
+        self.path, self.source, self.where, self.template = path, source, where, compile_template(source, where, date)
+        self.special, self.eos = special, special.get("eos_token")
+        self.prepare_holding()
+        self.has_system = self.takes_system()
+        user = [{"role": "user", "content": "text"}]
+        self.chat(user)                                                                # refuse here what can never work
+        self.stop_ids = eos_ids or {self.plain.token_to_id(self.eos or "")} - {None}
+        try:
+            self.stop_ids |= set(self.rename(self.turn(user, False)[2])[1][:1])
+        except ValueError:
+            pass                                                                       # a template for prompts alone
 
     def chat(self, messages: list[dict], *, thinking: bool = False):
         """[{"role", "content"}] -> ids with the generation prompt, up to the answer.
 
-        A conversation that ends with an assistant turn gives (ids, (start, stop)): with that turn, and its span."""
-        messages, held = self.hold(self.fold_system(messages))
+        A conversation that ends with an assistant turn gives (ids, (start, stop)): ids[:start] is chat(messages[:-1]), and
+        ids[start:stop] is the turn and what ends it. Raises ValueError for what is no message and for what the template refuses."""
+        messages = self.hold_back(messages)
         if messages[-1]["role"] != "assistant":
-            return self.encode(self.render(messages, True, thinking), held)
+            return self.encode(self.render(messages, True, thinking))
+        if len(messages) == 1:
+            raise ValueError("messages: expected a turn before the assistant's, got none")
         prompt, whole = self.render(messages[:-1], True, thinking), self.render(messages, False, thinking)
-        answer = messages[-1]["content"]
-        if not whole.startswith(prompt):       # the template writes past turns otherwise: its own prompt, then the turn and its end
-            whole = prompt + answer + whole[whole.rindex(answer) + len(answer):]
-        start, ids = len(self.encode(prompt, held)), self.encode(whole, held)
-        return ids, (start, len(ids))
+        if whole.startswith(prompt):
+            rest = whole[len(prompt):]
+        else:                                  # the template writes a past turn otherwise: here as it would be generated
+            rest = messages[-1]["content"] + self.turn(messages[:-1], thinking)[2]
+        ids, answer = self.encode(prompt), self.follow(prompt, rest)
+        return ids + answer, (len(ids), len(ids) + len(answer))
 
     def label_ids(self, labels: list[str], *, thinking: bool = False) -> list[int]:
-        """Token id of each label where the answer begins. Raises ValueError for a label that is not one token there."""
-        text = self.render([{"role": "user", "content": "x"}], True, thinking) + ("</think>\n\n" if thinking else "")
-        prompt = self.encode(text, [])
+        """Token id of each label where the answer begins: after the generation prompt, or after a thought.
+
+        Raises ValueError for a label that is not one token there, and for two that are the same one."""
+        prompt, lead, _ = self.turn([{"role": "user", "content": "x"}], thinking)
+        if thinking and "</think>" not in self.control and "</think>" not in self.source:
+            raise ValueError("thinking: expected </think> in the tokenizer or its chat template, got neither; ask without thinking")
+        if thinking:
+            prompt, lead = prompt + "</think>\n\n", ""
 
         def answer(label):
-            ids = self.encode(text + label, [])
-            return ids[len(prompt)] if ids[:-1] == prompt and ids[-1] not in self.control.values() else None
+            ids = self.follow(prompt, lead + self.hold(label))
+            return ids[0] if len(ids) == 1 and ids[0] not in self.control.values() else None
 
+        if any(answer(label) is None for label in labels):
+            lead = ""                          # a space of the template and one of the tokenizer's own are a token before the label
         ids = [answer(label) for label in labels]
-        for label, token in zip(labels, ids):
+        for i, (label, token) in enumerate(zip(labels, ids)):
             if token is None:
-                variants = dict.fromkeys([label.capitalize(), label.lower(), label.upper(), label.split()[0] if label.split() else ""])
-                options = [word for word in variants if word not in ("", label) and answer(word) is not None]
-                options += [word for word in ("Yes", "No", "A", "B", "1", "0") if word not in labels and answer(word) is not None]
+                words = [label.capitalize(), label.lower(), label.upper(), *label.split()[:1], "Yes", "No", "A", "B", "1", "0"]
+                options = [word for word in dict.fromkeys(words) if word and word not in labels and answer(word) is not None]
                 raise ValueError(f"label {label!r}: expected a word that is one token at the answer position, got one that is not; "
-                                 f"one token there: {', '.join(options) or 'none tried'}")
-        if len(set(ids)) < len(ids):
-            raise ValueError(f"labels {labels!r}: expected a token of its own for each, got the same for two")
+                                 f"one token there: {', '.join(options) or 'none of those tried'}")
+            if token in ids[:i]:
+                raise ValueError(f"labels {labels[ids.index(token)]!r} and {label!r}: expected a token of its own for each, "
+                                 f"got {token} for both; choose another word for one")
         return ids
 
     def decode(self, ids: list[int]) -> str:
         return self.plain.decode(list(ids), skip_special_tokens=False)
 
-    # ---- how -----------------------------------------------------------------------------------------------------------------
+    def prepare_holding(self):
+        firsts = sorted({text[0] for text in self.control})
+        self.held = {char: chr(HELD + i) for i, char in enumerate(firsts)}
+        self.returned = {GAP: "", **{private: char for char, private in self.held.items()}}
+        self.first = re.compile(f"[{re.escape(''.join(firsts))}]" if firsts else "(?!)")
+        self.private = re.compile(f"[{''.join(self.returned)}]")
+        self.unsafe = re.compile(f"[\ud800-\udfff{NONCE}-{ANSWER}{''.join(self.held.values())}{re.escape(''.join(firsts))}]")
+        self.lengths = sorted({len(text) for text in self.control} or {0}, reverse=True)
+        self.tails = {text[i:] for text in self.control for i in range(1, len(text))}
+        self.inner = GAP.join(text[1:] for text in self.control)
 
-    def nonce(self, text: str) -> str:
-        return f"{NONCE}{self.control[text]}{NONCE_END}"
+    def hold_back(self, messages: list[dict]) -> list[dict]:
+        """Messages as the template may see them. Where it has no system role, the instruction opens the first user turn."""
+        if not messages:
+            raise ValueError("messages: expected at least one {role, content}, got none")
+        messages = [check_message(i, message) for i, message in enumerate(messages, 1)]
+        if messages[0]["role"] == "system" and not self.has_system:
+            text, rest = messages[0]["content"], messages[1:]
+            if rest and rest[0]["role"] == "user":
+                text = f"{text}\n\n{rest.pop(0)['content']}"
+            messages = [{"role": "user", "content": text}, *rest]
+        return [{key: text if key == "role" else self.hold(text) for key, text in message.items()} for message in messages]
 
-    def fold_system(self, messages):
-        """Where the template has no system role, the instruction opens the first user turn."""
-        if self.has_system or messages[0]["role"] != "system":
-            return messages
-        first = {"role": "user", "content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
-        return [first, *messages[2:]]
+    def hold(self, text: str) -> str:
+        """U+FFFD stands for private characters and for halves of surrogate pairs."""
+        text = self.unsafe.sub(lambda match: self.held.get(match.group(), "\ufffd"), text)
+        for start in sorted({0, len(text) - len(text.lstrip())}, reverse=True):        # the template may trim it
+            rest = text[start:]                # may it, right after characters of the template, end a control string or lie in one?
+            if any(rest[:n] in self.tails for n in range(1, self.lengths[0])) or any(t and t in self.inner for t in (rest, rest.rstrip())):
+                text = text[:start] + GAP + rest
+        return text
 
-    def hold(self, messages):
-        """Messages with every control string replaced by a placeholder, and the strings held back."""
-        held = []
+    def render(self, messages, generation_prompt: bool, thinking: bool) -> str:
+        try:
+            return self.template.render(messages=messages, tools=None, documents=None, add_generation_prompt=generation_prompt,
+                                        enable_thinking=thinking, **self.special)
+        except Exception as error:             # a template may raise anything
+            raise ValueError(f"{self.where}: the chat template refuses these messages: {one_line(error)}") from error
 
-        def place(text):
-            held.append(text)
-            return f"{HELD}{len(held) - 1}{HELD_END}"
+    def takes_system(self) -> bool:
+        try:
+            return ANSWER in self.render([{"role": "system", "content": ANSWER}, {"role": "user", "content": "text"}], True, False)
+        except ValueError:
+            return False
 
-        safe = []
-        for message in messages:
-            if message["role"] not in ROLES:
-                raise ValueError(f"role: expected one of {', '.join(ROLES)}; got {message['role']!r}")
-            text = re.sub(f"[{NONCE}{NONCE_END}{HELD}{HELD_END}]", "", message["content"])
-            text = re.sub("[\ud800-\udfff]", "\ufffd", text)                           # half characters cannot be encoded
-            text = self.pattern.sub(lambda match: place(match.group()), text)
-            if any(text[-n:] in self.heads for n in range(1, self.longest)):           # the template must not complete it
-                text += place("")
-            if any(text[:n] in self.tails for n in range(1, self.longest)):
-                text = place("") + text
-            safe.append({**message, "content": text})
-        return safe, held
+    def turn(self, messages, thinking: bool) -> tuple[str, str, str]:
+        """Around the assistant's turn: the prompt, what the template writes between it and the answer, what it writes after."""
+        prompt = self.render(messages, True, thinking)
+        whole = self.render([*messages, {"role": "assistant", "content": ANSWER}], False, thinking)
+        before, found, after = whole.rpartition(ANSWER)
+        if not found:
+            raise ValueError(f"{self.where}: expected a chat template that writes an assistant's turn, got one that drops it")
+        return prompt, before[len(prompt):] if before.startswith(prompt) else "", after
 
-    def render(self, messages, generation_prompt, thinking):
-        return self.template(messages=messages, add_generation_prompt=generation_prompt, enable_thinking=thinking, **self.variables)
+    def rename(self, text: str) -> tuple[str, list[int]]:
+        """Control strings, the longest first as in tokenizers, become nonces. Also their ids in order."""
+        parts, done, written = [], 0, []
+        for at in (match.start() for match in self.first.finditer(text)):
+            name = next((name for n in self.lengths if (name := text[at:at + n]) in self.control), None) if at >= done else None
+            if name is not None:
+                parts += [text[done:at], NONCE, str(self.control[name]), NONCE_END]
+                written.append(self.control[name])
+                done = at + len(name)
+        return "".join(parts) + text[done:], written
 
-    def encode(self, rendered: str, held: list[str]) -> list[int]:
-        """One joint encoding: the template's control strings as nonces, the messages' as the text they are."""
-        written = []
-
-        def rename(match):
-            written.append(self.control[match.group()])
-            return self.nonce(match.group())
-
-        text = self.pattern.sub(rename, rendered)
-        text = re.sub(f"{HELD}(\\d+){HELD_END}", lambda match: held[int(match.group(1))], text)
+    def encode(self, rendered: str) -> list[int]:
+        text, written = self.rename(rendered)
+        text = self.private.sub(lambda match: self.returned[match.group()], text)
         ids = self.encoder.encode(text, add_special_tokens=False).ids
-        control = set(self.control.values()) - {self.unknown}
-        if [i for i in ids if i in control] != [i for i in written if i in control]:
-            raise ValueError("expected control tokens from the chat template alone, got others; this tokenizer.json is not supported")
+        if [i for i in ids if i in self.control_ids] != [i for i in written if i in self.control_ids]:
+            raise ValueError(f"{self.path}: expected control tokens from the chat template alone, got others; not supported")
         return ids
 
+    def follow(self, prompt: str, rest: str) -> list[int]:
+        """Ids of `rest` after the ids of `prompt`: as encoded together, or cut between the two where a token would span both."""
+        ids, joint = self.encode(prompt), self.encode(prompt + rest)
+        if joint[:len(ids)] != ids:
+            ids, joint = self.encode(NONCE_END), self.encode(NONCE_END + rest)         # text that nothing merges with
+        return joint[len(ids):]
 
-def token_text(value) -> str:
-    return value["content"] if isinstance(value, dict) else value
+
+def check_message(number: int, message: dict) -> dict:
+    """Its text by field; None is left out, as transformers does."""
+    role = message.get("role") if isinstance(message, dict) else message
+    if role not in ROLES:
+        raise ValueError(f"message {number}: expected a role, one of {', '.join(ROLES)}; got {role!r}")
+    message = {key: value for key, value in message.items() if value is not None}
+    for key in ("content", *message):
+        if key not in ("role", *FIELDS):
+            raise ValueError(f"message {number}: expected role, {', '.join(FIELDS)}; got {key!r}; write what it says into the content")
+        if not isinstance(message.get(key), str):
+            raise ValueError(f"message {number}: {key}: expected text, got {type(message.get(key)).__name__}; flatten it to one string")
+    return message
 
 
-def rename_control(data: dict, nonce) -> dict:
-    """A copy of tokenizer.json in which every added token is spelled as its nonce; ids stay."""
-    data = json.loads(json.dumps(data))
-    names = {token["content"] for token in data.get("added_tokens", []) if token["content"]}
-
+def rename_control(data: dict, control: dict[str, int]) -> dict:
+    """tokenizer.json in which every control token is spelled as its nonce, in the vocabulary too; ids stay."""
     def rename(text):
-        return nonce(text) if text in names else text
+        return f"{NONCE}{control[text]}{NONCE_END}" if text in control else text
 
-    for token in data.get("added_tokens", []):
-        token["content"] = rename(token["content"])
-    model = data["model"]
+    model = dict(data["model"])
     if isinstance(model["vocab"], dict):
         model["vocab"] = {rename(text): i for text, i in model["vocab"].items()}
     else:
@@ -201,12 +220,80 @@ def rename_control(data: dict, nonce) -> dict:
         model["unk_token"] = rename(model["unk_token"])
     if model.get("merges"):                    # text must not be merged into a control token either
         pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
-        model["merges"] = [[a, b] for a, b in pairs if not {a, b, a + b} & names]
-    data["post_processor"] = None              # the template writes what a post-processor would add
-    return data
+        model["merges"] = [[a, b] for a, b in pairs if not {a, b, a + b} & control.keys()]
+    tokens = [{**token, "content": rename(token["content"])} for token in data.get("added_tokens", [])]
+    # the template writes what a post-processor would, and a conversation is neither cut nor padded
+    return {**data, "added_tokens": tokens, "model": model, "post_processor": None, "truncation": None, "padding": None}
 
 
-# ---- the chat template's environment, as in transformers (interop 3.2) --------------------------------------------------------
+def resolve(path_or_hub_id) -> Path:
+    if Path(path_or_hub_id).is_dir():
+        return Path(path_or_hub_id)
+    from huggingface_hub import snapshot_download          # slow to import, seldom needed
+    try:
+        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=["*.json", "*.jinja"]))
+    except (OSError, ValueError) as error:
+        raise FileNotFoundError(f"{path_or_hub_id}: expected a tokenizer's directory or a hub id, found neither "
+                                f"({str(error).strip().split(chr(10))[0]}); check the spelling") from error
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def read(path: Path, parse=str):
+    try:
+        return parse(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: expected {'JSON' if parse is json.loads else 'UTF-8 text'}, got an error: {one_line(error)}") from error
+
+
+def read_json(path: Path) -> dict:
+    """The file's object; an empty one if there is no file."""
+    value = read(path, json.loads) if path.is_file() else {}
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}; fetch the file again")
+    return value
+
+
+def find_template(directory: Path) -> tuple[str, Path]:
+    """The default chat template and where it is, from the places transformers looks in, in that order (interop 3.1)."""
+    path, folder = directory / "chat_template.jinja", directory / "additional_chat_templates"
+    if path.is_file():
+        return read(path), path
+    path, template = folder, {file.stem: read(file) for file in sorted(folder.glob("*.jinja"))}
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        if not template:
+            path, template = directory / name, read_json(directory / name).get("chat_template")
+    if isinstance(template, list):
+        template = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+    if isinstance(template, dict):
+        template = template.get("default")
+    if not isinstance(template, str):
+        raise ValueError(f"{path}: expected a default chat template there or in chat_template.jinja, found none; "
+                         "use an instruction-tuned checkpoint")
+    return template, path
+
+
+def special_tokens(directory: Path) -> dict[str, str]:
+    """eos_token and the like: what a template may write by name."""
+    config = read_json(directory / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:   # a checkpoint of the older kind
+        config = {**config, **read_json(directory / "special_tokens_map.json")}
+    texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in config.items() if key.endswith("_token")}
+    return {key: text for key, text in texts.items() if isinstance(text, str) and text}
+
+
+def eos_ids(directory: Path) -> set[int]:
+    """Ids that end generation, from generation_config.json, else from config.json (interop 1.8)."""
+    for path in (directory / "generation_config.json", directory / "config.json"):
+        value = read_json(path).get("eos_token_id")
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(type(i) is int for i in ids):
+            raise ValueError(f"{path}: eos_token_id: expected an integer or a list of them, got {value!r}")
+        if ids:
+            return set(ids)
+    return set()
 
 
 class GenerationTag(Extension):
@@ -219,7 +306,8 @@ class GenerationTag(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def compile_template(source: str, date: datetime) -> jinja2.Template:
+def compile_template(source: str, path: Path, date: datetime) -> jinja2.Template:
+    """In the environment that transformers gives a template (interop 3.2)."""
     def raise_exception(message):
         raise jinja2.TemplateError(message)
 
@@ -228,6 +316,8 @@ def compile_template(source: str, date: datetime) -> jinja2.Template:
 
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols])
     environment.filters["tojson"] = tojson
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = date.strftime
-    return environment.from_string(source)
+    environment.globals.update(raise_exception=raise_exception, strftime_now=date.strftime)
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(f"{path}: line {error.lineno}: expected a chat template, got an error: {one_line(error)}") from error

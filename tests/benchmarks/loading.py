@@ -1,0 +1,87 @@
+"""Memory of loading a checkpoint: `python tests/benchmarks/loading.py [--json]`.
+
+A random checkpoint in the shape of Qwen3-0.6B is written in bf16, in shards (1.2 GB in a temporary directory), and loaded in a fresh
+process by minimon, in bf16 and in fp32. Peak anonymous memory beyond what the process had before (RssAnon, sampled; the file's mapped
+pages belong to the page cache and are not in it) over the weights' size in the loaded dtype: at most 1.15 is asked for.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from minimon.checkpoint import load_model  # noqa: E402
+from minimon.config import config_from_dict  # noqa: E402
+from minimon.model import Decoder  # noqa: E402
+
+QWEN3_06B = dict(model_type="qwen3", vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,
+                 num_key_value_heads=8, head_dim=128, rope_theta=1_000_000.0, max_position_embeddings=40960, tie_word_embeddings=True)
+SHARD = 300 * 2 ** 20                          # bytes, or one tensor
+
+
+def write_checkpoint(directory: Path) -> None:
+    (directory / "config.json").write_text(json.dumps(QWEN3_06B))
+    with torch.device("meta"):
+        shapes = {name: value.shape for name, value in Decoder(config_from_dict(QWEN3_06B)).state_dict().items() if name != "lm_head.weight"}
+    weight_map, shard, size = {}, {}, 0
+
+    def flush():
+        name = f"model-{len(set(weight_map.values())) + 1:05}.safetensors"
+        save_file(shard, directory / name, {"format": "pt"})
+        weight_map.update(dict.fromkeys(shard, name))
+        shard.clear()
+
+    for name, shape in shapes.items():
+        shard[name] = torch.empty(shape, dtype=torch.bfloat16).uniform_(-0.05, 0.05)
+        size += 2 * shape.numel()
+        if size > SHARD:
+            flush()
+            size = 0
+    flush()
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+def anonymous() -> int:
+    """Bytes of this process's memory that no file is behind."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("RssAnon"))
+
+
+def measure(directory: str, dtype: str) -> dict:
+    before, peak, done = anonymous(), [0], threading.Event()
+
+    def sample():
+        while not done.is_set():
+            peak[0] = max(peak[0], anonymous())
+            time.sleep(0.002)
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    start = time.perf_counter()
+    model = load_model(directory, dtype=getattr(torch, dtype))
+    seconds = time.perf_counter() - start
+    done.set()
+    sampler.join()
+    weights = sum({value.data_ptr(): value.numel() * value.element_size() for value in model.state_dict().values()}.values())
+    extra = max(peak[0], anonymous()) - before
+    return {"dtype": dtype, "seconds": seconds, "weights_bytes": weights, "peak_bytes": extra, "ratio_memory": extra / weights}
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--load"]:
+        print(json.dumps(measure(*sys.argv[2:])))
+        sys.exit()
+    with tempfile.TemporaryDirectory() as directory:
+        write_checkpoint(Path(directory))
+        for dtype in ("bfloat16", "float32"):
+            line = subprocess.run([sys.executable, __file__, "--load", directory, dtype], check=True, capture_output=True, text=True).stdout
+            result = json.loads(line)
+            print(line.strip() if "--json" in sys.argv else f"{dtype:8}: {result['weights_bytes'] / 1e9:.2f} GB of weights, {result['peak_bytes'] / 1e9:.2f} "
+                  f"GB at the peak ({result['ratio_memory']:.2f} x), {result['seconds']:.1f} s")

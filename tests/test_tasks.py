@@ -1,0 +1,238 @@
+"""Task and mixture files: what is read, and what is refused, by name and line."""
+
+import json
+
+import pytest
+
+from minimon.batch import common_prefix, make_batch, token_batches, training_order
+from minimon.tasks import load_mixture, load_task, load_tasks
+
+TASK = """
+name = "{name}"
+domain = "{domain}"
+prompt = "{prompt}"
+rows = "{rows}"
+text = "text"
+label = "labels.leak"
+labels = {{ Yes = [true], No = [false] }}
+split = "split"
+"""
+
+
+def write_rows(path, train=8, test=6, tag=""):
+    rows = [{"text": f"{tag} text number {i} " + "word " * (i % 5), "labels": {"leak": i % 2 == 0}, "split": "train" if i < train else "test"}
+            for i in range(train + test)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_task(folder, name, prompt=None, rows=None, domain="shell"):
+    rows = rows or f"{name}.jsonl"
+    if not (folder / rows).exists():
+        write_rows(folder / rows, tag=rows)
+    (folder / f"{name}.toml").write_text(TASK.format(name=name, domain=domain, prompt=prompt or f"Is it {name}?", rows=rows))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a", "b", "new"):
+        write_task(tmp_path, name)
+    (tmp_path / "mixture.toml").write_text(
+        '[train]\ntasks = ["a.toml", "b.toml"]\ncap = 6\n[eval]\nrows = 4\n[eval.trained]\ntasks = ["a.toml"]\n[eval.new_domain]\nfar = ["new.toml"]\n')
+    return tmp_path
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def refused(call, *words):
+    with pytest.raises((ValueError, FileNotFoundError)) as error:
+        call()
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+# ---- tasks -----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_task_reads_its_rows_with_labels_in_order_and_lines(folder):
+    task = load_task(folder / "a.toml")
+    assert list(task.labels) == ["Yes", "No"] and len(task.rows) == 14
+    assert [row.label for row in task.rows[:4]] == [0, 1, 0, 1] and task.rows[3].where.endswith("a.jsonl:4")
+    assert {row.side for row in task.rows} == {"train", "test"}
+
+
+@pytest.mark.parametrize("suffix, text", [
+    ("csv", 'text,label\n"one, two",1\nthree,0\n'), ("tsv", "text\tlabel\none, two\t1\nthree\t0\n"),
+    ("json", '[{"text": "one, two", "label": "1"}, {"text": "three", "label": "0"}]'),
+    ("jsonl", '\ufeff{"text": "one, two", "label": "1"}\r\n\n{"text": "three", "label": "0"}\n')])
+def test_rows_are_read_in_the_format_they_came_in(tmp_path, suffix, text):
+    (tmp_path / f"rows.{suffix}").write_text(text, newline="")
+    (tmp_path / "t.toml").write_text(TASK.format(name="t", domain="d", prompt="p", rows=f"rows.{suffix}").replace("labels.leak", "label")
+                                     .replace("[true]", '["1"]').replace("[false]", '["0"]').replace('split = "split"', ""))
+    assert [(row.text, row.label) for row in load_task(tmp_path / "t.toml").rows] == [("one, two", 0), ("three", 1)]
+
+
+def test_many_tasks_of_a_file_are_told_apart_by_name(tmp_path):
+    write_rows(tmp_path / "r.jsonl")
+    (tmp_path / "t.toml").write_text("".join("[[task]]" + TASK.format(name=n, domain="d", prompt=n, rows="r.jsonl") for n in "xy"))
+    assert [task.name for task in load_tasks(tmp_path / "t.toml")] == ["x", "y"] and load_task(tmp_path / "t.toml", "y").prompt == "y"
+    refused(lambda: load_task(tmp_path / "t.toml"), "expected one task", "got 2")
+
+
+def test_rows_of_a_skipped_value_are_left_out_and_others_must_be_mapped(folder):
+    edit(folder / "a.jsonl", '"leak": true', '"leak": "unclear"')
+    refused(lambda: load_task(folder / "a.toml").rows, "a.jsonl:1", "'unclear'", "skip")
+    edit(folder / "a.toml", 'split = "split"', 'split = "split"\nskip = ["unclear"]')
+    assert len(load_task(folder / "a.toml").rows) == 13
+
+
+def test_one_is_not_true(folder):
+    edit(folder / "a.jsonl", '"leak": true', '"leak": 1')
+    refused(lambda: load_task(folder / "a.toml").rows, "a.jsonl:1", "got 1")
+
+
+def test_a_hashed_split_keeps_equal_texts_on_one_side_and_its_fractions(tmp_path):
+    rows = [{"text": f"text {i % 400}", "labels": {"leak": bool(i % 2)}} for i in range(800)]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "t.toml").write_text(TASK.format(name="t", domain="d", prompt="p", rows="r.jsonl").replace(
+        'split = "split"', "split = { train = 0.5, validation = 0.2, test = 0.3 }"))
+    sides = [row.side for row in load_task(tmp_path / "t.toml").rows]
+    assert 0.4 < sides.count("train") / 800 < 0.6 and 0.1 < sides.count("validation") / 800 < 0.3
+    assert sides[:400] == sides[400:]
+
+
+def test_selection_is_balanced_capped_and_a_function_of_the_seed(folder):
+    task = load_task(folder / "a.toml")
+    rows = task.select("train", 6, balance=True, seed=1)
+    assert [sum(row.label == label for row in rows) for label in (0, 1)] == [3, 3]
+    assert rows == task.select("train", 6, balance=True, seed=1) != task.select("train", 6, balance=True, seed=2)
+    assert len(task.select("train", None, balance=False, seed=1)) == 8
+
+
+@pytest.mark.parametrize("old, new, words", [
+    ('name = "a"', "name = 3", ["name", "3"]), ('prompt = "Is it a?"', "", ["prompt"]), ("{ Yes = [true], No = [false] }", "{ Yes = [true] }", ["labels"]),
+    ("No = [false]", "No = [true]", ["same value"]), ('split = "split"', "split = { train = 0.5 }", ["add up to 1"]),
+    ('domain = "shell"', 'domain = "shell"\ncolour = 1', ["'colour'"]), ('name = "a"', 'name = "a', ["line"])])
+def test_a_malformed_task_is_refused(folder, old, new, words):
+    edit(folder / "a.toml", old, new)
+    refused(lambda: load_task(folder / "a.toml"), "a.toml", *words)
+
+
+@pytest.mark.parametrize("line, words", [
+    ('{"text": "x"', ["a.jsonl:3", "JSON"]), ("[1]", ["a.jsonl:3", "list"]), ('{"text": "x", "split": "train"}', ["a.jsonl:3", "labels.leak"]),
+    ('{"text": 5, "labels": {"leak": true}, "split": "train"}', ["a.jsonl:3", "text"]), ("[" * 100_000, ["a.jsonl:3", "deeply"]),
+    ('{"text": "x", "labels": {"leak": true}, "split": "dev"}', ["a.jsonl:3", "'dev'"])])
+def test_a_malformed_row_is_refused_with_file_and_line(folder, line, words):
+    lines = (folder / "a.jsonl").read_text().splitlines()
+    (folder / "a.jsonl").write_text("\n".join([*lines[:2], line, *lines[2:]]) + "\n")
+    refused(lambda: load_task(folder / "a.toml").rows, *words)
+
+
+def test_text_that_is_not_utf8_and_a_short_csv_line_are_refused(folder, tmp_path):
+    (folder / "a.jsonl").write_bytes(b'{"text": "\xff"}\n')
+    refused(lambda: load_task(folder / "a.toml").rows, "a.jsonl", "UTF-8", "0xff")
+    (tmp_path / "rows.csv").write_text("text,label\nx,1\ny\n")
+    edit(folder / "b.toml", "b.jsonl", "rows.csv")
+    refused(lambda: load_task(folder / "b.toml").rows, "rows.csv:3", "expected 2 fields")
+
+
+# ---- mixtures --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_mixture_holds_its_tasks_in_splits_and_groups(folder):
+    mixture = load_mixture(folder / "mixture.toml")
+    assert [task.name for task in mixture.train] == ["a", "b"] and mixture.cap == 6
+    assert {split: {group: [task.name for task in tasks] for group, tasks in groups.items()} for split, groups in mixture.splits.items()} == {
+        "trained": {"": ["a"]}, "new_domain": {"far": ["new"]}}
+    assert len(mixture.test_rows(mixture.train[0])) == 4
+
+
+def test_wildcards_name_many_tasks(folder):
+    edit(folder / "mixture.toml", '["a.toml", "b.toml"]', '["[ab].toml"]'.replace("[ab]", "?"))
+    assert [task.name for task in load_mixture(folder / "mixture.toml").train] == ["a", "b"]
+
+
+@pytest.mark.parametrize("prompt", ["Is it a?", "  is IT  a? "])
+def test_an_evaluation_prompt_that_was_trained_on_is_refused(folder, prompt):
+    edit(folder / "new.toml", "Is it new?", prompt)
+    refused(lambda: load_mixture(folder / "mixture.toml"), "new_domain", "prompt of 'new' was trained on", "'a'")
+
+
+def test_a_test_row_that_was_trained_on_is_refused(folder):
+    row = json.loads((folder / "a.jsonl").read_text().splitlines()[0]) | {"split": "test"}
+    (folder / "new.jsonl").write_text("".join(json.dumps(row | {"labels": {"leak": leak}, "text": row["text"] + " x" * leak}) + "\n" for leak in (True, False)))
+    refused(lambda: load_mixture(folder / "mixture.toml"), "new.jsonl:2", "also a training row", "a.jsonl:1")
+
+
+def test_a_text_in_both_train_and_test_of_a_task_is_refused(folder):
+    first = (folder / "a.jsonl").read_text().splitlines()[0]
+    with open(folder / "a.jsonl", "a") as file:
+        file.write(first.replace('"train"', '"test"') + "\n")
+    refused(lambda: load_mixture(folder / "mixture.toml"), "a.jsonl:15", "a.jsonl:1", "both" if False else "one side")
+
+
+@pytest.mark.parametrize("side, words", [("train", ["task 'a' has no train row of label Yes"]), ("test", ["task 'a' has no test row of label Yes"])])
+def test_an_empty_class_is_refused_by_name(folder, side, words):
+    rows = [json.loads(line) for line in (folder / "a.jsonl").read_text().splitlines()]
+    (folder / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows if row["split"] != side or not row["labels"]["leak"]))
+    refused(lambda: load_mixture(folder / "mixture.toml"), *words)
+
+
+@pytest.mark.parametrize("old, new, words", [
+    ("cap = 6", "cap = 1", ["train.cap"]), ("cap = 6", "caps = 6", ["train.caps"]), ('"b.toml"', '"c.toml"', ["c.toml"]), ('"b.toml"', '"a.toml"', ["'a'", "twice"]),
+    ("cap = 6", "weights = { c = 1 }", ["'c'"]), ("cap = 6", "weights = { a = -1 }", ["'a'", "-1"]), ("[eval.new_domain]", "[eval.new_things]", ["eval.new_things"]),
+    ('far = ["new.toml"]', "far = []", ["eval.new_domain.far"]), ('["a.toml"]', '["new.toml"]', ["trained", "'new'", "not trained on"]), ('"b.toml"', '"b.toml#z"', ["b.toml#z"])])
+def test_a_malformed_mixture_is_refused(folder, old, new, words):
+    edit(folder / "mixture.toml", old, new)
+    refused(lambda: load_mixture(folder / "mixture.toml"), *words)
+
+
+def test_missing_files_are_refused_by_name(folder):
+    refused(lambda: load_mixture(folder / "none.toml"), "none.toml")
+    (folder / "new.jsonl").unlink()
+    refused(lambda: load_mixture(folder / "mixture.toml"), "new.jsonl")
+
+
+# ---- batches and order -----------------------------------------------------------------------------------------------------
+
+
+def test_the_prefix_is_the_longest_common_one_with_a_token_left_for_each_row():
+    assert common_prefix([[1, 2, 3, 4], [1, 2, 5], [1, 2, 3]]) == 2
+    assert common_prefix([[1, 2], [1, 2, 3]]) == 1 and common_prefix([[1, 2, 3]]) == 2 and common_prefix([[1], [2]]) == 0
+    batch = make_batch([[1, 2, 3, 4], [1, 2, 5], [1, 2, 3]], [0, 1, 1])
+    assert batch.prefix.tolist() == [[1, 2]] and batch.suffix.tolist() == [[3, 4], [5, 0], [3, 0]] and batch.lengths.tolist() == [2, 1, 1]
+
+
+def test_batches_are_sorted_by_length_and_bounded_in_tokens():
+    lengths = [5, 50, 7, 6, 90, 5, 30]
+    batches = token_batches(lengths, 40)
+    assert sorted(i for batch in batches for i in batch) == list(range(7))
+    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 40 for batch in batches)
+    assert batches[0] == [0, 5, 3, 2] and [4] in batches
+
+
+def test_the_order_is_a_function_of_the_seed_with_the_batch_size_held(folder):
+    mixture = load_mixture(folder / "mixture.toml")
+    order = training_order(mixture, 3, 7, 10, 4)
+    assert order == training_order(mixture, 3, 7, 10, 4) != training_order(mixture, 4, 7, 10, 4)
+    assert order[:5] == training_order(mixture, 3, 5, 10, 4)
+    assert all(sum(len(group.rows) for group in groups) == 10 for groups in order)
+    assert all({row.side for row in group.rows} == {"train"} for groups in order for group in groups)
+
+
+def test_tasks_come_in_proportion_to_their_weights(folder):
+    edit(folder / "mixture.toml", "cap = 6", "cap = 6\nweights = { a = 3 }")
+    order = training_order(load_mixture(folder / "mixture.toml"), 0, 40, 4, 2)
+    names = [group.task.name for groups in order for group in groups]
+    assert names.count("a") == 3 * names.count("b")
+
+
+def test_an_epoch_shows_every_row_once(folder):
+    order = training_order(load_mixture(folder / "mixture.toml"), 0, 6, 4, 2)
+    seen = [row.where for groups in order for group in groups if group.task.name == "a" for row in group.rows]
+    assert len(seen) == 12 and len(set(seen[:6])) == 6 and sorted(seen[:6]) == sorted(seen[6:])
