@@ -52,8 +52,8 @@ class Settings:
     loss: str = setting("vocab", "cross-entropy of the answer over the vocabulary or over the labels", ("vocab", "label"))
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, more time")
     # optimizer
-    steps: int = setting(300, "optimizer steps")
-    lr: float = setting(1e-3, "peak learning rate")
+    steps: int = setting(600, "optimizer steps")
+    lr: float = setting(3e-3, "peak learning rate")
     schedule: str = setting("linear", "decay after the warm-up, to zero", ("linear", "cosine"))
     warmup: int = setting(20, "steps of linear warm-up")
     weight_decay: float = setting(0.0, "AdamW's, on the adapter")
@@ -62,7 +62,7 @@ class Settings:
     out: str | None = setting(None, "run directory; runs/<mixture>-seed<seed> if not given")
     overwrite: bool = setting(False, "replace a run that is in --out")
     resume: bool = setting(False, "go on with the run that is in --out")
-    save_every: int = setting(50, "steps between saves")
+    save_every: int = setting(100, "steps between saves")
     epsilon: float = setting(0.75, "the verdict's threshold on mean performance")
 
 

@@ -5,7 +5,6 @@ defaults, which are those of Hugging Face's configuration classes.
 """
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -171,7 +170,7 @@ class Settings:
         return self.check(key, type(self(key)) is int and 0 < self(key) < 2 ** 31, "a positive integer")
 
     def number(self, key) -> float:
-        return float(self.check(key, type(self(key)) in (int, float) and 0 < self(key) < math.inf, "a positive number"))
+        return float(self.check(key, type(self(key)) in (int, float) and 0 < self(key) < 1e38, "a positive number"))
 
     def flag(self, key) -> bool:
         return self.check(key, type(self(key)) is bool, "true or false")

@@ -46,7 +46,7 @@ class LoRAConfig:
             if not isinstance(getattr(self, key), dict):
                 raise ValueError(f"{key}: expected a table, got {getattr(self, key)!r}")
         for key, value in (("lora_alpha", self.lora_alpha), *self.alpha_pattern.items()):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e38:
                 raise ValueError(f"{key}: expected a positive number, got {value!r}")
         for key, value in (("r", self.r), *self.rank_pattern.items()):
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -88,7 +88,8 @@ class LoRALinear(nn.Module):
         return self.base_layer
 
 
-def add_lora(model: nn.Module, r: int = 8, lora_alpha: float = 16, target_modules: list[str] | str = "all-linear", **options) -> LoRAConfig:
+def add_lora(model: nn.Module, r: int = 8, lora_alpha: float = 16, target_modules: list[str] | str = "all-linear",
+             **options) -> LoRAConfig:
     """Wrap the targeted linears of `model` in place; only the adapter is trainable afterwards.
 
     target_modules: a list of names or paths, a regex for the whole path, or "all-linear" (all but the head).
@@ -137,7 +138,8 @@ def targeted(path: str, config: LoRAConfig) -> bool:
     if isinstance(targets, str) or wanted in (None, []) or path in targets:
         return True
     patterns = config.layers_pattern or r"[^.]*"
-    found = (re.match(rf"(?:.*?\.)?{pattern}\.(?P<index>\d+)\.", path) for pattern in ([patterns] if isinstance(patterns, str) else patterns))
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    found = (re.match(rf"(?:.*?\.)?{pattern}\.(?P<index>\d+)\.", path) for pattern in patterns)
     index = next((int(match["index"]) for match in found if match), None)
     return index in (wanted if isinstance(wanted, list) else [wanted])
 

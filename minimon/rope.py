@@ -159,14 +159,18 @@ def rope_config(table, original, get, model_type: str, head_dim: int) -> RopeCon
     for number in OPTIONAL:
         table.check(number, table(number) is None or type(table(number)) in (int, float), "a number or null")
     for name in ("short_factor", "long_factor") if rope_type == "longrope" else ():
-        good = type(table(name)) is list and len(table(name)) == d // 2 and all(type(x) in (int, float) and x > 0 for x in table(name))
-        table.check(name, good, f"a list of {d // 2} positive numbers")
+        table.check(name, type(table(name)) is list and len(table(name)) == d // 2 and all(
+            type(x) in (int, float) and 0 < x < 1e38 for x in table(name)), f"a list of {d // 2} positive numbers")
     config = RopeConfig(rope_type, table.number("rope_theta"), d, get.size("max_position_embeddings"),
                         original.size("original_max_position_embeddings"), {**table.family, **table.raw})
-    try:
-        sound = all(bool((f * m).isfinite().all()) for f, m in (rope_frequencies(config, n) for n in (1, config.max_positions + 1)))
-    except ArithmeticError:
-        sound = False
-    if not sound:
+    if not all(finite(config, length) for length in (1, config.max_positions + 1)):
         raise ValueError(f"{table.where}{key}: expected settings that give finite angles, got {config.scaling!r}")
     return config
+
+
+def finite(config: RopeConfig, length: int) -> bool:
+    try:
+        frequencies, factor = rope_frequencies(config, length)
+        return bool((frequencies * factor).isfinite().all())
+    except (ArithmeticError, RuntimeError):              # a logarithm of one, a number beyond all bounds
+        return False

@@ -11,6 +11,7 @@ On text without control strings the ids are those of the usual encoding of a con
 
 import json
 import re
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -53,14 +54,14 @@ class Tokenizer:
         self.path, self.source, self.where, self.template = path, source, where, compile_template(source, where, date)
         self.special, self.eos = special, special.get("eos_token")
         self.prepare_holding()
-        self.has_system = self.takes_system()
-        user = [{"role": "user", "content": "text"}]
-        self.chat(user)                                                                # refuse here what can never work
+        user = {"role": "user", "content": " ".join(["text", *map(str, self.control_ids)])}
+        self.has_system = False
+        with suppress(ValueError):             # the template may refuse a system turn, or leave it out
+            self.has_system = ANSWER in self.render([{"role": "system", "content": ANSWER}, user], True, False)
+        self.chat([user])                      # refuse here what can never work, as a normalizer that leaves of a nonce its digits
         self.stop_ids = eos_ids or {self.plain.token_to_id(self.eos or "")} - {None}
-        try:
-            self.stop_ids |= set(self.rename(self.turn(user, False)[2])[1][:1])
-        except ValueError:
-            pass                                                                       # a template for prompts alone
+        with suppress(ValueError):             # a template may be for prompts alone
+            self.stop_ids |= set(self.rename(self.turn([user], False)[2])[1][:1])
 
     def chat(self, messages: list[dict], *, thinking: bool = False):
         """[{"role", "content"}] -> ids with the generation prompt, up to the answer.
@@ -149,12 +150,6 @@ class Tokenizer:
                                         enable_thinking=thinking, **self.special)
         except Exception as error:             # a template may raise anything
             raise ValueError(f"{self.where}: the chat template refuses these messages: {one_line(error)}") from error
-
-    def takes_system(self) -> bool:
-        try:
-            return ANSWER in self.render([{"role": "system", "content": ANSWER}, {"role": "user", "content": "text"}], True, False)
-        except ValueError:
-            return False
 
     def turn(self, messages, thinking: bool) -> tuple[str, str, str]:
         """Around the assistant's turn: the prompt, what the template writes between it and the answer, what it writes after."""
@@ -287,10 +282,10 @@ def special_tokens(directory: Path) -> dict[str, str]:
 def eos_ids(directory: Path) -> set[int]:
     """Ids that end generation, from generation_config.json, else from config.json (interop 1.8)."""
     for path in (directory / "generation_config.json", directory / "config.json"):
-        value = read_json(path).get("eos_token_id")
-        ids = value if isinstance(value, list) else [] if value is None else [value]
+        ids = read_json(path).get("eos_token_id")
+        ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
         if not all(type(i) is int for i in ids):
-            raise ValueError(f"{path}: eos_token_id: expected an integer or a list of them, got {value!r}")
+            raise ValueError(f"{path}: eos_token_id: expected an integer or a list of them, got {ids!r}")
         if ids:
             return set(ids)
     return set()
@@ -298,7 +293,6 @@ def eos_ids(directory: Path) -> set[int]:
 
 class GenerationTag(Extension):
     """{% generation %} ... {% endgeneration %}: the body, as it is."""
-
     tags = {"generation"}
 
     def parse(self, parser):

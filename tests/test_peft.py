@@ -82,14 +82,20 @@ def test_merged_equals_unmerged_and_can_be_saved(loaded, tmp_path):
 
 
 @pytest.mark.parametrize("name, change", [
-    ("rslora", {"use_rslora": False}), ("names", {"lora_alpha": 9}), ("patterns", {"alpha_pattern": {}}), ("gaussian", {"lora_alpha": None})])
+    ("rslora", {"use_rslora": False}), ("names", {"lora_alpha": 9}), ("patterns", {"alpha_pattern": {}})])
 def test_a_setting_of_the_scale_changed_breaks_the_equality(name, change, tmp_path):
     model = load_model(write_base(tmp_path / "base"))
     load_adapter(model, write_adapter(tmp_path / "peft", name, **change))
-    if change == {"lora_alpha": None}:         # PEFT's default, 8, is what that adapter has
-        assert error(tiny.logits(model, IDS), CASES[name]) < TOLERANCE
-    else:
-        assert error(tiny.logits(model, IDS), CASES[name]) > 100 * TOLERANCE
+    assert error(tiny.logits(model, IDS), CASES[name]) > 100 * TOLERANCE
+
+
+def test_what_an_adapter_config_leaves_out_is_pefts_default(tmp_path):
+    """lora_alpha 8, which that adapter has; r 8, which it has not."""
+    model = load_model(write_base(tmp_path / "base"))
+    load_adapter(model, write_adapter(tmp_path / "peft", "gaussian", lora_alpha=None))
+    assert error(tiny.logits(model, IDS), CASES["gaussian"]) < TOLERANCE
+    with pytest.raises(ValueError, match=r"expected shape \(8, 64\), got \(4, 64\)"):
+        load_adapter(load_model(tmp_path / "base"), write_adapter(tmp_path / "other", "gaussian", r=None))
 
 
 # what is refused
@@ -103,7 +109,8 @@ def refusal(tmp_path, name="names", **how) -> str:
 
 
 @pytest.mark.parametrize("key, value", [
-    ("use_dora", True), ("lora_bias", True), ("bias", "all"), ("bias", "lora_only"), ("modules_to_save", ["lm_head"]), ("fan_in_fan_out", True),
+    ("use_dora", True), ("lora_bias", True), ("bias", "all"), ("bias", "lora_only"), ("modules_to_save", ["lm_head"]),
+    ("fan_in_fan_out", True),
     ("layer_replication", [[0, 2]]), ("trainable_token_indices", [3]), ("target_parameters", ["mlp.experts"]), ("use_qalora", True),
     ("alora_invocation_tokens", [5]), ("arrow_config", {"top_k": 3}), ("kasa_config", {"beta": 1.0}), ("velora_config", {"scale": 1.0}),
     ("monteclora_config", {"num_samples": 2}), ("use_bdlora", {"nblocks": 2}), ("init_lora_weights", "pissa"),
@@ -117,7 +124,8 @@ def test_an_option_that_changes_the_arithmetic_is_refused_by_name(key, value, tm
 @pytest.mark.parametrize("changes, problem", [
     ({"peft_type": "IA3"}, "expected peft_type 'LORA', got 'IA3'"), ({"r": 0}, "r: expected a positive integer, got 0"),
     ({"r": "4"}, "r: expected a positive integer, got '4'"), ({"lora_alpha": -1}, "lora_alpha: expected a positive number, got -1"),
-    ({"rank_pattern": {"q_proj": 0}}, "q_proj: expected a positive integer, got 0"), ({"rank_pattern": [1]}, "rank_pattern: expected a table"),
+    ({"rank_pattern": {"q_proj": 0}}, "q_proj: expected a positive integer, got 0"),
+    ({"rank_pattern": [1]}, "rank_pattern: expected a table"),
     ({"target_modules": ["nothing"]}, "no linear module is left"), ({"target_modules": "("}, "adapter_config.json: "),
     ({"target_modules": 3}, "adapter_config.json: "), ({"layers_to_transform": [7]}, "no linear module is left"),
     ({"target_modules": ".*q_proj", "layers_to_transform": [0]}, "layers_to_transform: expected a list for target_modules"),
@@ -129,7 +137,8 @@ def test_an_adapter_config_that_does_not_fit_is_refused_in_one_line(changes, pro
 
 @pytest.mark.parametrize("change, problem", [
     (lambda tensors: tensors.popitem(), "missing tensor base_model.model.model.layers"),
-    (lambda tensors: tensors.update({"base_model.model.lm_head.weight": torch.ones(2)}), "unexpected tensor base_model.model.lm_head.weight"),
+    (lambda tensors: tensors.update({"base_model.model.lm_head.weight": torch.ones(2)}),
+     "unexpected tensor base_model.model.lm_head.weight"),
     (lambda tensors: tensors.update({key.removeprefix("base_model."): tensors.pop(key) for key in list(tensors)}), "missing tensor"),
     (lambda tensors: tensors.update({key: value.T.contiguous() for key, value in tensors.items()}), "expected shape")])
 def test_tensors_must_be_exactly_those_expected(change, problem, tmp_path):
@@ -159,8 +168,10 @@ def test_a_model_with_an_adapter_takes_no_second_one(loaded):
         add_lora(loaded[1], target_modules="all-linear")
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers(-2, 9) | st.floats() | st.sampled_from(["q_proj", "all-linear", "(", ".*", ""]),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["q_proj", "*"]), inner, max_size=2), max_leaves=4)
+SCALARS = st.none() | st.booleans() | st.integers(-2, 9) | st.just(10 ** 400) | st.floats() | st.sampled_from(
+    ["q_proj", "all-linear", "(", ".*", ""])
+JSON = st.recursive(SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
+    st.sampled_from(["q_proj", "*"]), inner, max_size=2), max_leaves=4)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
@@ -197,7 +208,7 @@ def test_a_written_adapter_is_what_vllm_requires(tmp_path):
         merge_lora(model)
 
 
-def test_a_layers_choice_is_refused_beside_a_regex_and_a_bad_target_is_named():
+def test_a_choice_of_layers_is_refused_beside_a_regex_as_in_peft():
     with pytest.raises(ValueError, match="layers_to_transform: expected a list for target_modules with it, got '.*_proj'"):
         LoRAConfig(target_modules=".*_proj", layers_to_transform=[0])
 

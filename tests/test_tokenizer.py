@@ -242,7 +242,7 @@ TRIMMED = "{{ left_token }}{{ messages[0].content | trim }}{{ right_token }}"
 CUT = "{{ left_token }}{{ messages[0].content.split('//') | join }}{{ right_token }}"
 
 
-@pytest.mark.parametrize("name", ["control_last", "control_merged", "prepend", "rstrip", "gemma", "nfkc"])
+@pytest.mark.parametrize("name", ["control_last", "control_merged", "prepend", "rstrip", "gemma", "nfkc", "spaced"])
 @pytest.mark.parametrize("template", [AROUND, TRIMMED, CUT], ids=["around", "trimmed", "cut"])
 def test_the_template_cannot_be_made_to_complete_what_a_message_began(checkpoint, name, template):
     tokenizer = checkpoint(name, template)
@@ -260,9 +260,9 @@ def test_the_template_cannot_be_made_to_complete_what_a_message_began(checkpoint
 
 
 def test_of_control_strings_in_one_another_the_longest_is_written_as_usual(checkpoint):
-    text = "<h1><h2><h2><h1>\n<turn><turn> <turn a>"
-    tokenizer = checkpoint("gemma", text + "{{ messages[0].content }}")
-    assert tokenizer.chat(ASK) == usual_ids("gemma", text + "x") and tokenizer.control["<h1><h2>"] in tokenizer.chat(ASK)
+    for name, text, control in (("gemma", "<h1><h2><h2><h1>", "<h1><h2>"), ("spaced", "\n<turn><turn> <turn a><turn>", "<turn> ")):
+        tokenizer = checkpoint(name, text + "{{ messages[0].content }}")
+        assert tokenizer.chat(ASK) == usual_ids(name, text + "x") and tokenizer.control[control] in tokenizer.chat(ASK)
 
 
 def test_merges_of_a_toy_build_control_strings_and_it_knows_them_as_words():
@@ -319,8 +319,8 @@ def test_no_text_is_refused(checkpoint, name, text):
 
 def test_private_characters_and_half_characters_become_the_replacement_character(checkpoint):
     tokenizer = checkpoint("control_last", "chatml")
-    private = "".join(map(chr, range(0x10FF00, 0x10FF04)))
-    assert tokenizer.chat(talk(f"a{private}\ud800b")) == tokenizer.chat(talk("a" + "\ufffd" * 5 + "b"))
+    private = "".join(map(chr, [*range(0x10FF00, 0x10FF04), 0x100000]))
+    assert tokenizer.chat(talk(f"a{private}\ud800b")) == tokenizer.chat(talk("a" + "\ufffd" * 6 + "b"))
 
 
 def test_whitespace_that_gemma_lists_as_added_tokens_is_text(checkpoint):
@@ -533,9 +533,10 @@ def test_special_tokens_come_from_the_config_or_from_the_older_map(tmp_path):
     directory = write_checkpoint(tmp_path / "new", toy("control_last"), "{{ bos_token }}|{{ add_bos_token }}|{{ image_token }}",
                                  names={"bos_token": {"content": "<bos>"}, "add_bos_token": True, "image_token": "<s>"})
     tokenizer = load_tokenizer(directory)
+    (directory / "special_tokens_map.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": {"content": "<eos>"}}))
+    tokenizer = load_tokenizer(directory)
     assert tokenizer.decode(tokenizer.chat(ASK)) == "<bos>||<s>" and tokenizer.eos is None
     (directory / "tokenizer_config.json").write_text("{}")
-    (directory / "special_tokens_map.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": {"content": "<eos>"}}))
     tokenizer = load_tokenizer(directory)
     assert tokenizer.decode(tokenizer.chat(ASK)) == "<s>||" and tokenizer.eos == "<eos>"
 

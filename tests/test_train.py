@@ -264,7 +264,7 @@ def test_a_setting_that_changed_is_refused_by_name_on_resume(run, mixture):
     (run.parent / "half").mkdir()
     for name in ("settings.json", "log.jsonl"):
         (run.parent / "half" / name).write_bytes((run / name).read_bytes())
-    with pytest.raises(ValueError, match=r"--lr was 0.001, now 0.1"):
+    with pytest.raises(ValueError, match=r"--lr was 0.003, now 0.1"):
         train.main(settings(mixture, run.parent / "half", resume=True, lr=0.1))
 
 

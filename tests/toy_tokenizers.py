@@ -120,11 +120,18 @@ def metaspace(scheme) -> dict:
 
 
 def gemma() -> dict:
-    """White space among the added tokens, and control tokens that no template writes: with white space, one within another."""
+    """White space among the added tokens, and control tokens that no template writes, one within another."""
     tokenizer = sentencepiece(normalizer=normalizers.Replace(" ", "\u2581"), control=False)
     tokenizer.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_tokens([AddedToken(text, normalized=False) for text in ["\n", "\n\n", "\n\n\n", "\u2581\u2581", "<h1>", "<h2>",
-                                                                 "<h1><h2>", "\n<turn>", "<turn> ", "<turn a>"]])
+                                                                 "<h1><h2>"]])
+    return add_control(tokenizer)
+
+
+def spaced() -> dict:
+    """Control tokens with white space in them and at their ends."""
+    tokenizer = byte_level()
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in ["\n<turn>", "<turn> ", "<turn a>", "<turn>"]])
     return add_control(tokenizer)
 
 
@@ -153,7 +160,7 @@ BYTE_LEVEL = ["control_first", "control_last", "ignore_merges", "control_merged"
 
 @functools.cache
 def toy(name: str) -> str:
-    return json.dumps(BUILDERS[name]())
+    return json.dumps(spaced() if name == "spaced" else BUILDERS[name]())
 
 
 def by_hand(words=("Yes", "No", " Yes", "\n\n", "user", "assistant", "system", "the", " the", "model")) -> dict:

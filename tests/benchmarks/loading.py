@@ -1,8 +1,8 @@
 """Memory of loading a checkpoint: `python tests/benchmarks/loading.py [--json]`.
 
-A random checkpoint in the shape of Qwen3-0.6B is written in bf16, in shards (1.2 GB in a temporary directory), and loaded in a fresh
-process by minimon, in bf16 and in fp32. Peak anonymous memory beyond what the process had before (RssAnon, sampled; the file's mapped
-pages belong to the page cache and are not in it) over the weights' size in the loaded dtype: at most 1.15 is asked for.
+A random checkpoint in the shape of Qwen3-0.6B is written in bf16, in shards (1.2 GB in a temporary directory), and loaded in a
+fresh process by minimon, in bf16 and in fp32. Peak anonymous memory beyond what the process had before (RssAnon, sampled; the
+file's mapped pages belong to the page cache and are not in it) over the weights' size in the loaded dtype: at most 1.15 is asked for.
 """
 
 import json
@@ -21,15 +21,16 @@ from minimon.checkpoint import load_model  # noqa: E402
 from minimon.config import config_from_dict  # noqa: E402
 from minimon.model import Decoder  # noqa: E402
 
-QWEN3_06B = dict(model_type="qwen3", vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,
-                 num_key_value_heads=8, head_dim=128, rope_theta=1_000_000.0, max_position_embeddings=40960, tie_word_embeddings=True)
+QWEN3_06B = dict(model_type="qwen3", vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28,
+                 num_attention_heads=16, num_key_value_heads=8, head_dim=128, rope_theta=1_000_000.0, tie_word_embeddings=True)
 SHARD = 300 * 2 ** 20                          # bytes, or one tensor
 
 
 def write_checkpoint(directory: Path) -> None:
     (directory / "config.json").write_text(json.dumps(QWEN3_06B))
     with torch.device("meta"):
-        shapes = {name: value.shape for name, value in Decoder(config_from_dict(QWEN3_06B)).state_dict().items() if name != "lm_head.weight"}
+        model = Decoder(config_from_dict(QWEN3_06B))
+    shapes = {name: value.shape for name, value in model.state_dict().items() if name != "lm_head.weight"}
     weight_map, shard, size = {}, {}, 0
 
     def flush():
@@ -81,7 +82,8 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as directory:
         write_checkpoint(Path(directory))
         for dtype in ("bfloat16", "float32"):
-            line = subprocess.run([sys.executable, __file__, "--load", directory, dtype], check=True, capture_output=True, text=True).stdout
+            command = [sys.executable, __file__, "--load", directory, dtype]
+            line = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
             result = json.loads(line)
-            print(line.strip() if "--json" in sys.argv else f"{dtype:8}: {result['weights_bytes'] / 1e9:.2f} GB of weights, {result['peak_bytes'] / 1e9:.2f} "
-                  f"GB at the peak ({result['ratio_memory']:.2f} x), {result['seconds']:.1f} s")
+            sizes = f"{result['weights_bytes'] / 1e9:.2f} GB of weights, {result['peak_bytes'] / 1e9:.2f} GB at the peak"
+            print(line if "--json" in sys.argv else f"{dtype:8}: {sizes} ({result['ratio_memory']:.2f} x), {result['seconds']:.1f} s")
