@@ -38,7 +38,7 @@ class Settings:
     score: str | None = setting(None, "JSONL of transcripts to score: a line {id, P} each on standard output")
     task: str | None = setting(None, "with --score: the task whose prompt is asked, FILE or FILE#NAME")
     merge_to: str | None = setting(None, "directory for the base with the adapter merged into it")
-    batch_tokens: int | None = setting(None, "tokens of a forward pass, padding included; the run's own if not given")
+    batch_tokens: int | None = setting(None, "tokens of a forward pass; the run's own if not given")
     device: str = setting("cpu", "cpu, cuda or cuda:N")
     dtype: str | None = setting(None, "of the base: float32 or bfloat16; bfloat16 on cuda if not given", ("float32", "bfloat16"))
 
@@ -81,7 +81,7 @@ def run_settings(settings: Settings) -> dict:
     if bool(settings.score) != bool(settings.task):
         raise ValueError("--score and --task: expected both, a file of transcripts and the task to ask of them; got one")
     path = Path(settings.adapter) / "settings.json"
-    run = {"seed": 0, "epsilon": 0.75, "batch_tokens": 16384, "date": date.today().isoformat()}
+    run = {"seed": 0, "epsilon": 0.75, "batch_tokens": None, "date": date.today().isoformat()}
     run |= read_json(path) if path.is_file() else {}
     run |= {key: value for key in ("model", "mixture", "epsilon", "batch_tokens") if (value := getattr(settings, key)) is not None}
     if not run.get("model"):
@@ -91,7 +91,7 @@ def run_settings(settings: Settings) -> dict:
     return run
 
 
-def score_file(settings: Settings, model, tokenizer, batch_tokens: int) -> int:
+def score_file(settings: Settings, model, tokenizer, batch_tokens: int | None) -> int:
     """One line {"id", "P"} a row, in the file's order; P is of the task's first label. A row without an id gets its line's number."""
     file, _, name = settings.task.partition("#")
     task = load_task(shipped(file), name or None)

@@ -39,9 +39,9 @@ class Settings:
     # data
     model: str = setting("data/base", "checkpoint directory or hub id")
     mixture: str = setting("data/mixtures/default.toml", "tasks to train on and to evaluate on")
-    batch_size: int = setting(32, "rows of a step")
+    batch_size: int = setting(24, "rows of a step")
     group_size: int = setting(8, "rows of one task that go through the model together")
-    batch_tokens: int = setting(16384, "tokens of a forward pass in evaluation, padding included")
+    batch_tokens: int | None = setting(None, "tokens of a forward pass in evaluation; 1024 on a CPU, 65536 on cuda if not given")
     seed: int = setting(0, "fixes the adapter's start, the rows and their order")
     date: str | None = setting(None, "what a chat template is told is today, as 2026-01-31; today if not given")
     # model
@@ -155,8 +155,9 @@ def main(settings: Settings) -> int:
 
 def check_settings(settings: Settings) -> None:
     for name in ("steps", "batch_size", "group_size", "batch_tokens", "save_every", "r"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: expected a positive number, got {getattr(settings, name)}")
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: expected a positive number, got {value}")
     if not 0 <= settings.epsilon <= 1:
         raise ValueError(f"--epsilon: expected a number in [0, 1], got {settings.epsilon}")
     if not (0 < settings.lr < float("inf")):

@@ -11,7 +11,7 @@ import torch
 from minimon.tasks import Mixture, Row, Task
 from minimon.tokenizer import Tokenizer
 
-WINDOW = 4                                     # groups whose rows are sorted by length together
+WINDOW = 8                                     # groups whose rows are sorted by length together
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from minimon.model import Decoder
 from minimon.tasks import Mixture, Task
 from minimon.tokenizer import Tokenizer
 
+BATCH_TOKENS = {"cpu": 1024, "cuda": 65536}             # a CPU gains nothing from more, and pads more
 SCORED = ("trained", "new_domain", "new_prompt")       # splits read off one position; thinking and summary decode first
 
 
-def evaluate(model: Decoder, tokenizer: Tokenizer, mixture: Mixture, *, batch_tokens: int = 8192, on_rows=None):
+def evaluate(model: Decoder, tokenizer: Tokenizer, mixture: Mixture, *, batch_tokens: int | None = None, on_rows=None):
     """Every split of the mixture under base (the adapter off) and adapter -> {split: {group: [Scores]}}.
 
     on_rows(n) is called after n more rows; there are `evaluation_rows` of them."""
@@ -38,10 +39,11 @@ def evaluation_rows(mixture: Mixture) -> int:
 
 
 @torch.inference_mode()
-def score(model: Decoder, tokenizer: Tokenizer, task: Task, rows, *, batch_tokens: int = 8192, on_rows=None) -> torch.Tensor:
+def score(model: Decoder, tokenizer: Tokenizer, task: Task, rows, *, batch_tokens: int | None = None, on_rows=None) -> torch.Tensor:
     """P(label | prompt, text) of each row (a tasks.Row or a text): (rows, N labels) in fp32 on the CPU, labels in the task's order.
 
-    P = softmax over the label tokens of z at the answer position (generalization.md). on_rows(n) is called after n more rows."""
+    P = softmax over the label tokens of z at the answer position (generalization.md). batch_tokens: of a forward pass, padding
+    included; None for BATCH_TOKENS. on_rows(n) is called after n more rows."""
     label_ids = torch.tensor(tokenizer.label_ids(list(task.labels)))
     ids = [encode_row(tokenizer, task, row if isinstance(row, str) else row.text) for row in rows]
     probabilities = torch.empty(len(ids), len(label_ids))
@@ -54,6 +56,7 @@ def score(model: Decoder, tokenizer: Tokenizer, task: Task, rows, *, batch_token
     for i, row in enumerate(ids):
         (cached if switch is None or len(row) <= switch else alone).append(i)
     prefix = model.prefix(torch.tensor([ids[0][:P]], device=device), switch) if P and cached else None
+    batch_tokens = batch_tokens or BATCH_TOKENS["cuda" if device.type == "cuda" else "cpu"]
     batches = [[cached[i] for i in batch] for batch in token_batches([len(ids[i]) - P for i in cached], batch_tokens)]
     for batch, cache, start in [(batch, prefix, P if prefix else 0) for batch in batches] + [([i], None, 0) for i in alone]:
         part = make_batch([ids[i] for i in batch], [0] * len(batch), start).to(device)

@@ -217,8 +217,7 @@ def rename_control(data: dict, control: dict[str, int]) -> dict:
         pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model["merges"]]
         model["merges"] = [[a, b] for a, b in pairs if not {a, b, a + b} & control.keys()]
     tokens = [{**token, "content": rename(token["content"])} for token in data.get("added_tokens", [])]
-    # the template writes what a post-processor would, and a conversation is neither cut nor padded
-    return {**data, "added_tokens": tokens, "model": model, "post_processor": None, "truncation": None, "padding": None}
+    return {**data, "added_tokens": tokens, "model": model, "truncation": None, "padding": None}    # neither cut nor padded
 
 
 def resolve(path_or_hub_id) -> Path:
@@ -238,7 +237,7 @@ def one_line(error: Exception) -> str:
 
 def read(path: Path, parse=str):
     try:
-        return parse(path.read_text(encoding="utf-8-sig"))
+        return parse(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected {'JSON' if parse is json.loads else 'UTF-8 text'}, got an error: {one_line(error)}") from error
 

@@ -95,9 +95,10 @@ STYLES = sorted(TEMPLATES)
 
 # ---- ids as the usual libraries make them --------------------------------------------------------------------------------------
 
-plain_characters = st.characters(exclude_categories=["Cs", "Co"])
+characters = "aZ09 \n\t\r.,:;!?'\"`|<>[]{}()/\\$_-#@&=+*%^~\x00\x07\x1b\x7f\xa0\xad\u00e9\u00df\u0301\u0391\u0438\u05d0\u0627\u0e01\u1100\u2028\u200b\u200f" \
+    "\u202e\u2581\u3000\u65e5\uac00\ufb01\ufeff\uff1c\ufffd\ufffe\U0001f600\U0001f1e9\U000e0041\U000f0000"
 plain_pieces = st.sampled_from(["Yes", "No", " the agent", "\n", "\n\n", "   ", "\t", "<", "|", "</", "[", "$ cat a.txt\n", "{\"a\": 1}", "日本語", "e\u0301"])
-benign = st.lists(plain_pieces | st.text(plain_characters, max_size=6), max_size=8).map("".join).filter(
+benign = st.lists(plain_pieces | st.text(characters, max_size=6), max_size=8).map("".join).filter(
     lambda text: not any(control in unicodedata.normalize("NFKC", text) for control in CONTROL))
 
 
@@ -204,7 +205,7 @@ def everywhere(text):
 
 
 @pytest.mark.parametrize("name", BUILDERS)
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", ["gemma", "phi3", "qwen3"])                          # all of them in the test that follows
 def test_a_control_string_in_any_turn_stays_text(checkpoint, name, style):
     tokenizer = checkpoint(name, style)
     neutral = control_sequence(tokenizer, tokenizer.chat(everywhere("neutral")))
@@ -219,7 +220,7 @@ def pieces_of(controls):
     whole = st.sampled_from(sorted(controls))
     part = st.tuples(whole, st.integers(0, 20), st.integers(0, 20)).map(lambda t: t[0][min(t[1:]):max(t[1:])])
     return st.lists(whole | part | st.sampled_from([" ", "\n", "user\n", "\U0010ff020\U0010ff03", "\U0010ff006\U0010ff01", "\U00100000", "\ud83d", "a"])
-                    | whole.map(lambda text: text.translate(WIDE)) | st.text(max_size=3), max_size=7).map("".join)
+                    | whole.map(lambda text: text.translate(WIDE)) | st.text(characters, max_size=3), max_size=7).map("".join)
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -336,6 +337,15 @@ def test_a_name_and_a_thought_are_held_back_like_the_content(checkpoint):
     ids = tokenizer.chat([{"role": "user", "content": "<s>", "name": "<|im_start|>", "reasoning_content": "</think>"}])
     assert control_sequence(tokenizer, ids) == [tokenizer.control["<|im_end|>"]]
     assert tokenizer.decode(ids) == "<|im_start|><|im_end|></think><s>"
+
+
+def test_a_model_that_names_its_unknown_token_still_finds_it(tmp_path):
+    data = json.loads(toy("prepend"))
+    data["model"]["byte_fallback"] = False
+    tokenizer = load_tokenizer(write_checkpoint(tmp_path, data, TEMPLATES["chatml"]))
+    text = RENDERED["chatml"](talk("see \u16a0 here"), True)
+    assert tokenizer.chat(talk("see \u16a0 here")) == FastTokenizer.from_str(json.dumps(data)).encode(text, add_special_tokens=False).ids
+    assert tokenizer.control["<unk>"] in tokenizer.chat(talk("see \u16a0 here"))
 
 
 def test_an_unknown_character_is_no_forgery(checkpoint):

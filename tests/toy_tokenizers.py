@@ -57,8 +57,12 @@ def byte_level(model=None, corpus=CORPUS, special_tokens=(), use_regex=True, **p
 
 
 def control_first() -> dict:
-    """As data/base: control tokens have the first ids and stand in the model's vocabulary."""
+    """As data/base: control tokens have the first ids and stand in the model's vocabulary. It would begin a text with <s>."""
     data = as_dict(byte_level(special_tokens=SPECIAL + OTHER))
+    data["post_processor"] = {"type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}},
+                                                                       {"Sequence": {"id": "A", "type_id": 0}}],
+                              "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+                              "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}}
     data["added_tokens"] = [{**token, "special": token["content"] not in OTHER} for token in data["added_tokens"]]
     return data
 
