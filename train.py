@@ -10,6 +10,7 @@ log.jsonl, report.json and report.md, and until it is finished the state that --
 import json
 import math
 import platform
+import resource
 import shutil
 import signal
 import sys
@@ -141,12 +142,13 @@ def main(settings: Settings) -> int:
     enable_lora(model, True)
     run = {"directory": str(out), "command": sys.argv, "date": day, "minimon": minimon.__version__, "torch": torch.__version__,
            "python": platform.python_version(), "device": settings.device, "train_seconds": round(trained_seconds, 1),
-           "evaluate_seconds": round(time.time() - started - trained_seconds, 1)}
+           "evaluate_seconds": round(time.time() - started - trained_seconds, 1), "peak_memory_gb": peak_memory_gb()}
     report = build_report(scores, model=settings.model, adapter=sha256(out / "adapter_model.safetensors"), seed=settings.seed,
                           epsilon=settings.epsilon, run=run)
     write_report(report, out)
     (out / "state.safetensors").unlink(missing_ok=True)
-    print(f"\n{table(report)}\n\nreport and adapter in {out}\n{verdict_line(report)}")
+    cost = f"{time.time() - started:.0f} s and {run['peak_memory_gb']:.1f} GB of memory"
+    print(f"\n{table(report)}\n\nreport and adapter in {out}, after {cost}\n{verdict_line(report)}")
     return 0
 
 
@@ -259,6 +261,11 @@ def lr_factor(step: int, settings: Settings) -> float:
 
 def all_tasks(mixture):
     return mixture.train + [task for groups in mixture.splits.values() for tasks in groups.values() for task in tasks]
+
+
+def peak_memory_gb() -> float:
+    """Of this process, on the CPU."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 30 if sys.platform == "darwin" else 2 ** 20), 2)
 
 
 def progress(total: int, initial: int, name: str, unit: str):

@@ -8,26 +8,12 @@ from pathlib import Path
 import torch
 
 from minimon.config import WRAPPERS, ModelConfig, read_config, text_decoder
-from minimon.files import open_tensors, read_json, write_json, write_tensors
+from minimon.files import open_tensors, read_json, resolve, write_json, write_tensors
 from minimon.model import Decoder
 
-PATTERNS = ["*.json", "model*.safetensors", "*.jinja"]
 FLOATS = ("F64", "F32", "F16", "BF16")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 IGNORED = re.compile(r".*(rotary_emb\.inv_freq|\.position_ids)$|(model\.)?(vision_tower|multi_modal_projector)\..*")
-
-
-def resolve(path_or_hub_id) -> Path:
-    """A local directory as it is; otherwise a hub id, fetched or found in the cache."""
-    if os.path.isdir(path_or_hub_id):
-        return Path(path_or_hub_id)
-    from huggingface_hub import snapshot_download          # slow to import, seldom needed
-    try:
-        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=PATTERNS))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0]
-        raise FileNotFoundError(f"{path_or_hub_id}: expected a checkpoint directory or a hub id, found neither ({reason}); "
-                                "check the spelling, or download the model where there is a network and name its directory") from error
 
 
 def load_model(path_or_hub_id, *, dtype=None, device="cpu") -> Decoder:

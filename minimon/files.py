@@ -11,6 +11,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 
+def resolve(path_or_hub_id, patterns=("*.json", "model*.safetensors", "*.jinja")) -> Path:
+    """A checkpoint's directory: a local one as it is; otherwise a hub id's, its files fetched or found in the cache."""
+    if os.path.isdir(path_or_hub_id):
+        return Path(path_or_hub_id)
+    from huggingface_hub import snapshot_download          # slow to import, seldom needed
+    try:
+        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=list(patterns)))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise FileNotFoundError(f"{path_or_hub_id}: expected a checkpoint directory or a hub id, found neither ({reason}); "
+                                "check the spelling, or download the model where there is a network and name its directory") from error
+
+
 def read_text(path) -> str:
     """UTF-8 text, a byte order mark dropped."""
     try:

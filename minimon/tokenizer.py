@@ -20,6 +20,8 @@ from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as FastTokenizer
 
+from minimon.files import read_json, read_text, resolve
+
 NONCE, NONCE_END, GAP, ANSWER = "\U0010ff00", "\U0010ff01", "\U0010ff02", "\U0010ff03"     # private use, as HELD + i is, which
 HELD = 0x100000                                # stands for the i-th of the characters that control tokens begin with
 ROLES, FIELDS = ("system", "user", "assistant", "tool"), ("content", "name", "reasoning_content")
@@ -29,7 +31,7 @@ def load_tokenizer(path_or_hub_id, *, date: str | None = None) -> "Tokenizer":
     """tokenizer.json and the chat template of a checkpoint. date: ISO, what a template is told is today; None for today.
 
     Raises FileNotFoundError or ValueError in one line naming the file."""
-    directory = resolve(path_or_hub_id)
+    directory = resolve(path_or_hub_id, ("*.json", "*.jinja"))
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a tokenizer there, found none; only this format is read, save_pretrained writes it")
@@ -220,45 +222,24 @@ def rename_control(data: dict, control: dict[str, int]) -> dict:
     return {**data, "added_tokens": tokens, "model": model, "truncation": None, "padding": None}    # neither cut nor padded
 
 
-def resolve(path_or_hub_id) -> Path:
-    if Path(path_or_hub_id).is_dir():
-        return Path(path_or_hub_id)
-    from huggingface_hub import snapshot_download          # slow to import, seldom needed
-    try:
-        return Path(snapshot_download(str(path_or_hub_id), allow_patterns=["*.json", "*.jinja"]))
-    except (OSError, ValueError) as error:
-        raise FileNotFoundError(f"{path_or_hub_id}: expected a tokenizer's directory or a hub id, found neither "
-                                f"({str(error).strip().split(chr(10))[0]}); check the spelling") from error
-
-
 def one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def read(path: Path, parse=str):
-    try:
-        return parse(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected {'JSON' if parse is json.loads else 'UTF-8 text'}, got an error: {one_line(error)}") from error
-
-
-def read_json(path: Path) -> dict:
+def read_optional(path: Path) -> dict:
     """The file's object; an empty one if there is no file."""
-    value = read(path, json.loads) if path.is_file() else {}
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}; fetch the file again")
-    return value
+    return read_json(path) if path.is_file() else {}
 
 
 def find_template(directory: Path) -> tuple[str, Path]:
     """The default chat template and where it is, from the places transformers looks in, in that order (interop 3.1)."""
     path, folder = directory / "chat_template.jinja", directory / "additional_chat_templates"
     if path.is_file():
-        return read(path), path
-    path, template = folder, {file.stem: read(file) for file in sorted(folder.glob("*.jinja"))}
+        return read_text(path), path
+    path, template = folder, {file.stem: read_text(file) for file in sorted(folder.glob("*.jinja"))}
     for name in ("tokenizer_config.json", "chat_template.json"):
         if not template:
-            path, template = directory / name, read_json(directory / name).get("chat_template")
+            path, template = directory / name, read_optional(directory / name).get("chat_template")
     if isinstance(template, list):
         template = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
     if isinstance(template, dict):
@@ -271,9 +252,9 @@ def find_template(directory: Path) -> tuple[str, Path]:
 
 def special_tokens(directory: Path) -> dict[str, str]:
     """eos_token and the like: what a template may write by name."""
-    config = read_json(directory / "tokenizer_config.json")
+    config = read_optional(directory / "tokenizer_config.json")
     if "added_tokens_decoder" not in config:   # a checkpoint of the older kind
-        config = {**config, **read_json(directory / "special_tokens_map.json")}
+        config = {**config, **read_optional(directory / "special_tokens_map.json")}
     texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in config.items() if key.endswith("_token")}
     return {key: text for key, text in texts.items() if isinstance(text, str) and text}
 
@@ -281,7 +262,7 @@ def special_tokens(directory: Path) -> dict[str, str]:
 def eos_ids(directory: Path) -> set[int]:
     """Ids that end generation, from generation_config.json, else from config.json (interop 1.8)."""
     for path in (directory / "generation_config.json", directory / "config.json"):
-        ids = read_json(path).get("eos_token_id")
+        ids = read_optional(path).get("eos_token_id")
         ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
         if not all(type(i) is int for i in ids):
             raise ValueError(f"{path}: eos_token_id: expected an integer or a list of them, got {ids!r}")

@@ -13,7 +13,7 @@ PACKAGE = sorted((ROOT / "minimon").glob("*.py"))
 SCRIPTS = [ROOT / "train.py", ROOT / "eval.py"]
 RUNTIME = {"torch", "tokenizers", "safetensors", "numpy", "jinja2", "huggingface_hub", "tqdm", "matplotlib"}
 IMPORTS = {                                    # module: what of minimon it may import
-    "files": set(), "rope": set(), "config": {"rope"}, "loss": set(), "metrics": set(), "cli": set(), "tokenizer": set(), "tasks": {"files"}, "lora": {"files"},
+    "files": set(), "rope": set(), "config": {"rope"}, "loss": set(), "metrics": set(), "cli": set(), "tokenizer": {"files"}, "tasks": {"files"}, "lora": {"files"},
     "model": {"config", "rope"}, "checkpoint": {"config", "model", "files"}, "batch": {"tasks", "tokenizer"},
     "generate": {"batch", "model"}, "evaluate": {"batch", "lora", "metrics", "model", "tasks", "tokenizer"}, "report": {"metrics", "files"},
     "__init__": set(),

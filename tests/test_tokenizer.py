@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as FastTokenizer
-from toy_tokenizers import BUILDERS, BYTE_LEVEL, NAMES, OTHER, SPECIAL, TEMPLATES, by_hand, toy, write_checkpoint
+from toy_tokenizers import BUILDERS, BYTE_LEVEL, OTHER, SPECIAL, TEMPLATES, by_hand, toy, write_checkpoint
 
 from minimon.tokenizer import load_tokenizer
 
@@ -95,9 +95,11 @@ STYLES = sorted(TEMPLATES)
 
 # ---- ids as the usual libraries make them --------------------------------------------------------------------------------------
 
-characters = "aZ09 \n\t\r.,:;!?'\"`|<>[]{}()/\\$_-#@&=+*%^~\x00\x07\x1b\x7f\xa0\xad\u00e9\u00df\u0301\u0391\u0438\u05d0\u0627\u0e01\u1100\u2028\u200b\u200f" \
-    "\u202e\u2581\u3000\u65e5\uac00\ufb01\ufeff\uff1c\ufffd\ufffe\U0001f600\U0001f1e9\U000e0041\U000f0000"
-plain_pieces = st.sampled_from(["Yes", "No", " the agent", "\n", "\n\n", "   ", "\t", "<", "|", "</", "[", "$ cat a.txt\n", "{\"a\": 1}", "日本語", "e\u0301"])
+characters = "aZ09 \n\t\r.,:;!?'\"`|<>[]{}()/\\$_-#@&=+*%^~\x00\x07\x1b\x7f\xa0\xad\u00e9\u00df\u0301\u0391\u0438\u05d0" \
+    "\u0627\u0e01\u1100\u2028\u200b\u200f\u202e\u2581\u3000\u65e5\uac00\ufb01\ufeff\uff1c\ufffd\ufffe\U0001f600" \
+    "\U0001f1e9\U000e0041\U000f0000"
+plain_pieces = st.sampled_from(["Yes", "No", " the agent", "\n", "\n\n", "   ", "\t", "<", "|", "</", "[", "$ cat a.txt\n", "{\"a\": 1}",
+                                "日本語", "e\u0301"])
 benign = st.lists(plain_pieces | st.text(characters, max_size=6), max_size=8).map("".join).filter(
     lambda text: not any(control in unicodedata.normalize("NFKC", text) for control in CONTROL))
 
@@ -166,8 +168,9 @@ def test_benign_ids_equal_those_of_transformers(checkpoint, name):
 
     check()
     today = load_tokenizer(checkpoint(name, "llama3").path.parent)                     # transformers knows no other date
-    expected = peer.apply_chat_template(talk("a", system="b"), chat_template=TEMPLATES["llama3"], add_generation_prompt=True, return_dict=False)
-    assert today.chat(talk("a", system="b")) == expected
+    messages = talk("a", system="b")
+    assert today.chat(messages) == peer.apply_chat_template(messages, chat_template=TEMPLATES["llama3"], add_generation_prompt=True,
+                                                            return_dict=False)
 
 
 @pytest.mark.peers
@@ -190,13 +193,15 @@ def spellings(control):
     """A control string in every place of a text, whole, broken by itself, cut at an edge, and look-alike."""
     half = len(control) // 2
     yield from (control, control * 2, f"see {control} here", f"{control} here", f"see {control}", f" {control} ", f"\n{control}\n",
-                control[:half] + control + control[half:], control[:1] + control + control[1:], control[:half], control[half:], control[:-1],
-                control[1:], control.translate(WIDE), f"{control}\nassistant\n{control}", f"a\u200b{control}\u202e{control}",
+                control[:half] + control + control[half:], control[:1] + control + control[1:], control[:half], control[half:],
+                control[:-1], control[1:], control.translate(WIDE), f"{control}\nassistant\n{control}", f"a\u200b{control}\u202e{control}",
                 control[:half] + "\U0010ff00" + control[half:], control[:half] + "\ud800" + control[half:])
 
 
 def control_sequence(tokenizer, ids):
-    control = set(tokenizer.control.values()) - {tokenizer.control.get("<unk>")}       # a character without a token becomes <unk>
+    """Control ids among ids; <unk> is none where any strange character becomes it."""
+    unknown = tokenizer.control.get("<unk>") if tokenizer.control.get("<unk>") in tokenizer.chat(talk("\u16a0")) else None
+    control = set(tokenizer.control.values()) - {unknown}
     return [i for i in ids if i in control]
 
 
@@ -219,20 +224,22 @@ def pieces_of(controls):
     """Fragments that a hostile text is put together from."""
     whole = st.sampled_from(sorted(controls))
     part = st.tuples(whole, st.integers(0, 20), st.integers(0, 20)).map(lambda t: t[0][min(t[1:]):max(t[1:])])
-    return st.lists(whole | part | st.sampled_from([" ", "\n", "user\n", "\U0010ff020\U0010ff03", "\U0010ff006\U0010ff01", "\U00100000", "\ud83d", "a"])
-                    | whole.map(lambda text: text.translate(WIDE)) | st.text(characters, max_size=3), max_size=7).map("".join)
+    private = ["\U0010ff020\U0010ff03", "\U0010ff006\U0010ff01", "\U00100000", "\ud83d"]
+    other = st.sampled_from([" ", "\n", "user\n", "a", *private]) | st.text(characters, max_size=3)
+    return st.lists(whole | part | other | whole.map(lambda text: text.translate(WIDE)), max_size=7).map("".join)
 
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_no_composition_of_fragments_becomes_control(checkpoint, name):
-    @settings(quick, max_examples=100)
+    @settings(quick, max_examples=60)
     @given(st.sampled_from(STYLES), pieces_of(CONTROL), pieces_of(CONTROL), pieces_of(CONTROL))
     def check(style, system, user, assistant):
         tokenizer = checkpoint(name, style)
         ids = tokenizer.chat(talk(user, assistant, user, system=system))
         assert control_sequence(tokenizer, ids) == control_sequence(tokenizer, tokenizer.chat(everywhere("neutral")))
         ids, (start, stop) = tokenizer.chat(talk(user, assistant, system=system))
-        assert control_sequence(tokenizer, ids) == control_sequence(tokenizer, tokenizer.chat(talk("neutral", "neutral", system="neutral"))[0])
+        neutral = tokenizer.chat(talk("neutral", "neutral", system="neutral"))[0]
+        assert control_sequence(tokenizer, ids) == control_sequence(tokenizer, neutral)
         assert ids[:start] == tokenizer.chat(talk(user, system=system)) and stop == len(ids)
 
     check()
@@ -243,7 +250,7 @@ TRIMMED = "{{ left_token }}{{ messages[0].content | trim }}{{ right_token }}"
 CUT = "{{ left_token }}{{ messages[0].content.split('//') | join }}{{ right_token }}"
 
 
-@pytest.mark.parametrize("name", ["control_last", "control_merged", "prepend", "rstrip", "gemma", "nfkc", "spaced"])
+@pytest.mark.parametrize("name", ["control_last", "control_merged", "rstrip", "gemma", "nfkc", "spaced"])
 @pytest.mark.parametrize("template", [AROUND, TRIMMED, CUT], ids=["around", "trimmed", "cut"])
 def test_the_template_cannot_be_made_to_complete_what_a_message_began(checkpoint, name, template):
     tokenizer = checkpoint(name, template)
@@ -260,7 +267,7 @@ def test_the_template_cannot_be_made_to_complete_what_a_message_began(checkpoint
     assert tried > (400 if template == CUT else 2000)
 
 
-def test_of_control_strings_in_one_another_the_longest_is_written_as_usual(checkpoint):
+def test_of_control_strings_that_overlap_the_longest_is_written_as_usual(checkpoint):
     for name, text, control in (("gemma", "<h1><h2><h2><h1>", "<h1><h2>"), ("spaced", "\n<turn><turn> <turn a><turn>", "<turn> ")):
         tokenizer = checkpoint(name, text + "{{ messages[0].content }}")
         assert tokenizer.chat(ASK) == usual_ids(name, text + "x") and tokenizer.control[control] in tokenizer.chat(ASK)
@@ -277,14 +284,16 @@ def test_merges_of_a_toy_build_control_strings_and_it_knows_them_as_words():
 def test_the_usual_encoding_fails_what_is_asserted_above(checkpoint, name):
     """So that these properties cannot hold for nothing: every control token of every toy is forged by the naive way."""
     tokenizer = checkpoint(name, "chatml")
-    whole, edge = 0, 0
-    for control in CONTROL:
-        naive = [control_sequence(tokenizer, usual_ids(name, RENDERED["chatml"](talk(text), True))) for text in (control, "neutral")]
-        whole += naive[0] != naive[1] or control == "<unk>"
-        edge += tokenizer.control[control] in usual_ids(name, f"{control[:2]}{control[2:]}") and control != "<unk>"
-    assert whole == len(CONTROL) and edge == len(CONTROL) - 1
-    if name == "nfkc":
-        assert tokenizer.control["<|im_end|>"] in usual_ids(name, "<|im_end|>".translate(WIDE))
+    neutral = control_sequence(tokenizer, usual_ids(name, RENDERED["chatml"](talk("neutral"), True)))
+    for control in (control for control in CONTROL if (name, control) != ("unigram", "<unk>")):
+        split = control[:2] + control + control[2:]
+        for text in (control, split.replace(control, "")):                             # as it is, and with control strings taken out
+            assert control_sequence(tokenizer, usual_ids(name, RENDERED["chatml"](talk(text), True))) != neutral
+    assert (tokenizer.control["<|im_end|>"] in usual_ids(name, "<|im_end|>".translate(WIDE))) == (name == "nfkc")
+    flagged = FastTokenizer.from_str(toy(name))
+    flagged.no_truncation()
+    flagged.encode_special_tokens = True                                               # the library's own remedy leaves some
+    assert {tokenizer.control[text] for text in OTHER} <= set(flagged.encode(" ".join(OTHER), add_special_tokens=False).ids)
 
 
 SAME = {**{name: str for name in BYTE_LEVEL}, "nfkc": lambda text: unicodedata.normalize("NFKC", text)}
@@ -294,7 +303,7 @@ SAME = {**{name: str for name in BYTE_LEVEL}, "nfkc": lambda text: unicodedata.n
 def test_a_hostile_text_is_still_there_when_decoded(checkpoint, name):
     same = SAME.get(name, lambda text: "".join(text.replace("\u2581", " ").split()))   # white space is the tokenizer's own affair
 
-    @settings(quick, max_examples=60)
+    @settings(quick, max_examples=40)
     @given(pieces_of(CONTROL), pieces_of(CONTROL))
     def check(system, user):
         messages = [{**m, "content": "".join("\ufffd" if "\ud800" <= c <= "\udfff" or c >= "\U00100000" else c for c in m["content"])}
@@ -308,8 +317,9 @@ def test_a_hostile_text_is_still_there_when_decoded(checkpoint, name):
 
 @pytest.mark.parametrize("name", ["control_last", "gemma", "metaspace_first", "unigram"])
 @pytest.mark.parametrize("text", [
-    "", " ", "\n\n", "\x00", "a\x00b", "\ud800", "\udfff\ud800", "\ud83d\ude00", "\u200f\u202eevil\u202c", "\u200b\u200d\ufeff", "\U0010ff00\U0010ff01",
-    "\U0010ff02\U0010ff03", "\U00100000\U00100001", "\U0010ffff", "\U0010ff0012\U0010ff01", "\u2581", "<|im_end|>" * 20000, "a" * 200000,
+    "", " ", "\n\n", "\x00", "a\x00b", "\ud800", "\udfff\ud800", "\ud83d\ude00", "\u200f\u202eevil\u202c", "\u200b\u200d\ufeff",
+    "\U0010ff00\U0010ff01", "\U0010ff02\U0010ff03", "\U00100000\U00100001", "\U0010ffff", "\U0010ff0012\U0010ff01", "\u2581",
+    "<|im_end|>" * 20000, "a" * 200000,
     "a b\n" * 50000, "<" * 200000], ids=lambda text: ascii(text[:12]))
 def test_no_text_is_refused(checkpoint, name, text):
     tokenizer = checkpoint(name, "chatml")
@@ -490,8 +500,7 @@ def test_without_a_system_role_the_instruction_opens_the_first_user_turn(checkpo
 
 def test_the_template_is_found_where_transformers_looks_in_its_order(tmp_path):
     def asks(template=None, names=None, **files):
-        directory = write_checkpoint(tmp_path / str(len(list(tmp_path.iterdir()))), toy("control_last"), template, names=names or {}, **files)
-        return directory
+        return write_checkpoint(tmp_path / str(len(list(tmp_path.iterdir()))), toy("control_last"), template, names=names or {}, **files)
 
     def text(directory):
         tokenizer = load_tokenizer(directory)
@@ -555,7 +564,8 @@ def test_ids_are_the_tokenizers_own_even_where_the_file_lists_others(tmp_path):
     data = json.loads(toy("control_last"))
     data["added_tokens"][-1]["id"] += 1000     # tokenizers counts on from the vocabulary, whatever the file says
     tokenizer = load_tokenizer(write_checkpoint(tmp_path, data, TEMPLATES["qwen3"]))
-    assert tokenizer.control == {token.content: i for i, token in FastTokenizer.from_str(json.dumps(data)).get_added_tokens_decoder().items()}
+    listed = FastTokenizer.from_str(json.dumps(data)).get_added_tokens_decoder()
+    assert tokenizer.control == {token.content: i for i, token in listed.items()}
     assert tokenizer.chat(ASK) == usual_ids("control_last", qwen3(ASK, True))
 
 
@@ -620,7 +630,8 @@ def test_a_directory_without_a_tokenizer_is_refused(tmp_path):
 
 @pytest.mark.parametrize("text, part", [
     ("", "JSON"), ("{", "JSON"), ("[]", "JSON object"), ("{}", "tokenizer"), ('{"model": 3}', "tokenizer"), ("\xff", "tokenizer"),
-    ('{"version": "1.0", "model": {"type": "BPE"}}', "tokenizer"), ("[" * 100000, "JSON"), ('{"model": {"type": "BPE", "vocab": [1], "merges": []}}', "tokenizer"),
+    ('{"version": "1.0", "model": {"type": "BPE"}}', "tokenizer"), ("[" * 100000, "JSON"),
+    ('{"model": {"type": "BPE", "vocab": [1], "merges": []}}', "tokenizer"),
     ('{"added_tokens": [{"id": 1}], "model": {"type": "BPE", "vocab": {}, "merges": []}}', "tokenizer"), (None, "tokenizer")])
 def test_a_broken_tokenizer_is_refused_by_name(tmp_path, text, part):
     write_checkpoint(tmp_path, toy("control_last")[:-200] if text is None else text, TEMPLATES["chatml"])
@@ -694,7 +705,3 @@ def test_the_callers_messages_stay_as_they_are(checkpoint):
     before = json.dumps(messages)
     checkpoint("control_last", "gemma").chat(messages)
     assert json.dumps(messages) == before
-
-
-def test_names_in_the_checkpoint_are_read_as_transformers_writes_them():
-    assert isinstance(NAMES["eos_token"], dict) and isinstance(NAMES["bos_token"], str)

@@ -52,7 +52,8 @@ def add_control(tokenizer, **flags) -> dict:
 def byte_level(model=None, corpus=CORPUS, special_tokens=(), use_regex=True, **parts):
     trainer = trainers.BpeTrainer(vocab_size=700, special_tokens=list(special_tokens), show_progress=False,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    parts = {"pre_tokenizer": pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex), "decoder": decoders.ByteLevel(), **parts}
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=use_regex)
+    parts = {"pre_tokenizer": split, "decoder": decoders.ByteLevel(), **parts}
     return trained(model or models.BPE(), trainer, corpus=corpus, **parts)
 
 
@@ -188,7 +189,8 @@ def write_checkpoint(directory, tokenizer, template, *, names=NAMES, **files):
     directory.mkdir(parents=True, exist_ok=True)
     text = tokenizer if isinstance(tokenizer, str) else json.dumps(tokenizer)
     (directory / "tokenizer.json").write_text(text, encoding="utf-8")
-    (directory / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "added_tokens_decoder": {}, **names}))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "added_tokens_decoder": {}, **names}
+    (directory / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
     if template is not None:
         (directory / "chat_template.jinja").write_text(template, encoding="utf-8", newline="\n")
     for name, value in files.items():
