@@ -4,7 +4,7 @@ B rows, C hidden_size, V vocabulary, N labels. With z_i = W h_i (times `scale`, 
 
     L = (1/B) sum_i (log sum_v exp z_iv - z_iy)          dL/dh_i = (1/B) (softmax(z_i) W - W[y_i])
 
-the cross-entropy of generalization.md, over the whole vocabulary or over the label rows of W alone. W is frozen.
+the cross-entropy over the whole vocabulary or over the label rows of W alone. W is frozen.
 """
 
 import torch

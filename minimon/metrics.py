@@ -34,7 +34,7 @@ class Scores:
 def inter_task_generalization(performances, epsilon: float) -> tuple[float, bool]:
     """(mean performance, whether it is strictly above epsilon) over new instruction-input pairs.
 
-    (1/|D_new|) sum Performance(y^) > epsilon, each Performance in [0, 1] (Martin and Roger, 2026; generalization.md)."""
+    (1/|D_new|) sum Performance(y^) > epsilon, each Performance in [0, 1] (Martin and Roger, 2026)."""
     values = [float(value) for value in performances]
     if not values:
         raise ValueError("performances: expected at least one pair, got none")

@@ -34,7 +34,7 @@ def compared(tasks: list[Scores]) -> dict:
 
 
 def verdict(tasks: list[Scores], epsilon: float) -> dict:
-    """Mean performance over pairs against epsilon (generalization.md); ci95 is of the adapter's mean."""
+    """Mean performance over pairs against epsilon; ci95 is of the adapter's mean."""
     pairs = {which: [value for task in tasks for value in performance(task.of(which), task.labels)] for which in ("base", "adapter")}
     mean, generalizes = inter_task_generalization(pairs["adapter"], epsilon)
     return {"pairs": len(pairs["adapter"]), "base_mean": inter_task_generalization(pairs["base"], epsilon)[0], "mean": mean,

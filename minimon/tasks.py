@@ -1,7 +1,7 @@
 """Tasks and mixtures: TOML and rows -> prompts, texts and label indices, checked before anything is trained.
 
 A task is one prompt over rows of one domain. A mixture names the tasks to train on and, in splits, those to evaluate on; a split's
-tasks may stand in groups. All that is wrong with a mixture is refused by name: the verdict of generalization.md is void otherwise.
+tasks may stand in groups. All that is wrong with a mixture is refused by name: the verdict is void otherwise.
 """
 
 import fnmatch
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from minimon.files import read_rows, read_toml
 
-SPLITS = ("trained", "new_domain", "new_prompt", "thinking", "summary")
+SPLITS = ("trained", "new_domain", "new_prompt")      # read off one position; thinking and summary, which decode first, are to come
 SIDES = ("train", "validation", "test")
 TASK_KEYS = {"name", "domain", "prompt", "rows", "text", "label", "labels", "skip", "split"}
 

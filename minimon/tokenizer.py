@@ -6,7 +6,7 @@ text. A usual tokenizer turns a message that spells one out into the token. So h
      the template does with the text, no control string comes of it.
   2. The template renders. Control strings found now are the template's own; each is renamed to a nonce that no text holds.
   3. The held characters return, and all of it is encoded at once by a copy of the tokenizer that knows the nonces only.
-On text without control strings the ids are those of the usual encoding of a conversation (interop 3.4).
+On text without control strings the ids are those of the usual encoding of a conversation.
 """
 
 import json
@@ -93,12 +93,16 @@ class Tokenizer:
         if thinking:
             prompt, lead = prompt + "</think>\n\n", ""
 
+        def spell(label, lead):
+            return self.follow(prompt, lead + self.hold(label))
+
+        if lead and all(spell(label, lead)[1:] == spell(label, "") for label in labels):
+            lead = ""                          # a token of its own before the label, as where the tokenizer puts a space there as well
+
         def answer(label):
-            ids = self.follow(prompt, lead + self.hold(label))
+            ids = spell(label, lead)
             return ids[0] if len(ids) == 1 and ids[0] not in self.control.values() else None
 
-        if any(answer(label) is None for label in labels):
-            lead = ""                          # a space of the template and one of the tokenizer's own are a token before the label
         ids = [answer(label) for label in labels]
         for i, (label, token) in enumerate(zip(labels, ids)):
             if token is None:
@@ -232,7 +236,7 @@ def read_optional(path: Path) -> dict:
 
 
 def find_template(directory: Path) -> tuple[str, Path]:
-    """The default chat template and where it is, from the places transformers looks in, in that order (interop 3.1)."""
+    """The default chat template and where it is, from the places transformers looks in, in that order."""
     path, folder = directory / "chat_template.jinja", directory / "additional_chat_templates"
     if path.is_file():
         return read_text(path), path
@@ -260,7 +264,7 @@ def special_tokens(directory: Path) -> dict[str, str]:
 
 
 def eos_ids(directory: Path) -> set[int]:
-    """Ids that end generation, from generation_config.json, else from config.json (interop 1.8)."""
+    """Ids that end generation, from generation_config.json, else from config.json."""
     for path in (directory / "generation_config.json", directory / "config.json"):
         ids = read_optional(path).get("eos_token_id")
         ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
@@ -281,7 +285,7 @@ class GenerationTag(Extension):
 
 
 def compile_template(source: str, path: Path, date: datetime) -> jinja2.Template:
-    """In the environment that transformers gives a template (interop 3.2)."""
+    """In the environment that transformers gives a template."""
     def raise_exception(message):
         raise jinja2.TemplateError(message)
 

@@ -77,7 +77,7 @@ def test_every_file_and_public_class_says_what_it_is(path):
 
 
 def exported():
-    """The names that other people call (design)."""
+    """The names that other people call."""
     return {"load_model", "load_tokenizer", "add_lora", "merge_lora", "save_adapter", "load_adapter", "label_token_loss", "vocab_token_loss",
             "inter_task_generalization", "score", "generate", "load_task", "load_mixture", "evaluate"}
 

@@ -387,6 +387,13 @@ def test_a_label_is_the_token_that_follows_the_prompt(checkpoint, end):
         assert ids[start:stop] == [token] and ids[:start] == tokenizer.chat(talk("is it?"))
 
 
+def test_a_label_that_is_one_token_only_without_the_templates_space_is_refused(checkpoint):
+    tokenizer = checkpoint("control_last", ENDS["colon, then a space"][0])
+    assert len(usual_ids("control_last", "done")) == 1 < len(usual_ids("control_last", " done"))
+    with pytest.raises(ValueError, match="^label 'done': expected a word that is one token at the answer position"):
+        tokenizer.label_ids(["Yes", "done"])
+
+
 @pytest.mark.parametrize("name", BUILDERS)
 @pytest.mark.parametrize("style", STYLES)
 def test_a_label_is_the_first_token_of_that_answer(checkpoint, name, style):

@@ -79,7 +79,7 @@ def command(*words, timeout=120, **environment):
 # ---- a whole run -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_leaves_what_the_design_names(run):
+def test_a_run_leaves_an_adapter_its_settings_a_log_and_a_report(run):
     there = {path.name for path in run.iterdir()}
     assert {"adapter_model.safetensors", "adapter_config.json", "settings.json", "log.jsonl", "report.json", "report.md"} <= there
     assert not {name for name in there if name.endswith(".tmp") or name.startswith("state")}
@@ -87,7 +87,7 @@ def test_a_run_leaves_what_the_design_names(run):
     assert [line["step"] for line in log] == [1, 2, 3, 4] and all(line["loss"] > 0 and line["tokens"] > 0 for line in log)
 
 
-def test_the_report_holds_every_number_the_design_names(run):
+def test_the_report_holds_every_number_it_promises(run):
     whole = report(run)
     assert {"model", "adapter", "seed", "epsilon", "splits", "inter_task", "intra_task"} == set(whole)
     assert list(whole["splits"]) == ["trained", "new_domain", "new_prompt"]
