@@ -82,7 +82,7 @@ def main(settings: Settings) -> int:
         return 0
     day = (saved or {}).get("date") or settings.date or date.today().isoformat()
     tokenizer = load_tokenizer(shipped(settings.model), date=day)
-    labels = {task.name: tokenizer.label_ids(list(task.labels)) for task in all_tasks(mixture)}
+    labels = {task.name: label_ids(tokenizer, task) for task in all_tasks(mixture)}
 
     torch.manual_seed(settings.seed)
     dtype = getattr(torch, settings.dtype) if settings.dtype else None
@@ -98,7 +98,7 @@ def main(settings: Settings) -> int:
           f"{sum(p.numel() for p in adapter.values()):,} in the adapter; {len(mixture.train)} training tasks; writing to {out}")
     started, stopped = time.time(), stop_signals()
 
-    with open(out / "log.jsonl", "a", encoding="utf-8") as log, progress(settings.steps, step, "train", "step") as bar:
+    with open(out / "log.jsonl", "a", encoding="utf-8", buffering=1) as log, progress(settings.steps, step, "train", "step") as bar:
         for groups in order[step:]:
             tokens, loss = 0, 0.0
             for group in groups:
@@ -123,7 +123,6 @@ def main(settings: Settings) -> int:
             bar.set_postfix(loss=f"{loss:.3f}")
             bar.update()
             if step % settings.save_every == 0 or step == settings.steps or stopped:
-                log.flush()
                 save_state(out, adapter, optimizer, step)
             if stopped:
                 return interrupted(stopped[0], out)
@@ -230,6 +229,13 @@ def interrupted(number: int, out: Path) -> int:
 
 
 # ---- the step --------------------------------------------------------------------------------------------------------------
+
+
+def label_ids(tokenizer, task) -> list[int]:
+    try:
+        return tokenizer.label_ids(list(task.labels))
+    except ValueError as error:
+        raise ValueError(f"{task.where}: task {task.name!r}: {error}") from error
 
 
 def encode_group(tokenizer, group, model):

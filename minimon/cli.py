@@ -21,7 +21,8 @@ def setting(default, help: str, choices=None):
 
 def parse(settings: type, argv: list[str] | None = None, description: str | None = None):
     """Command line -> an instance of the dataclass `settings`."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+                                     allow_abbrev=False)
     types_of = typing.get_type_hints(settings)
     for field in dataclasses.fields(settings):
         flag, kind = "--" + field.name.replace("_", "-"), types_of[field.name]

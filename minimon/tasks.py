@@ -170,7 +170,7 @@ def load_mixture(path) -> Mixture:
     unknown = set(data) - {"name", "train", "eval"} | {f"train.{key}" for key in set(train) - {"tasks", "weights", "cap", "balance"}} \
         | {f"eval.{key}" for key in set(evaluation) - {"rows", *SPLITS}}
     if unknown:
-        raise ValueError(f"{path}: unknown keys {', '.join(sorted(unknown))}")
+        raise ValueError(f"{path}: unknown keys {', '.join(sorted(unknown))}; the splits of eval are {', '.join(SPLITS)}")
     splits = {}
     for split in SPLITS:
         if split in evaluation:
