@@ -180,7 +180,10 @@ class Tokenizer:
     def encode(self, rendered: str) -> list[int]:
         text, written = self.rename(rendered)
         text = self.private.sub(lambda match: self.returned[match.group()], text)
-        ids = self.encoder.encode(text, add_special_tokens=False).ids
+        try:
+            ids = self.encoder.encode(text, add_special_tokens=False).ids
+        except Exception as error:             # tokenizers raises no narrower one: a Unigram model without an unknown token, say
+            raise ValueError(f"{self.path}: expected a tokenizer that can encode any text, got an error: {one_line(error)}") from error
         if [i for i in ids if i in self.control_ids] != [i for i in written if i in self.control_ids]:
             raise ValueError(f"{self.path}: expected control tokens from the chat template alone, got others; not supported")
         return ids
