@@ -26,7 +26,7 @@ def label_token_loss(hidden: Tensor, weight: Tensor, label_ids, targets: Tensor,
 
 def response_loss(hidden: Tensor, weight: Tensor, targets: Tensor, *, scale: float = 1.0) -> Tensor:
     """hidden (n, C) at the positions before each token of the responses, targets (n,) those tokens -> mean loss () over tokens."""
-    return OneTokenLoss.apply(hidden, weight, targets, scale)
+    return vocab_token_loss(hidden, weight, targets, scale=scale)
 
 
 class OneTokenLoss(torch.autograd.Function):
