@@ -59,7 +59,7 @@ def main(settings: Settings) -> int:
         return score_file(settings, model, tokenizer, run["batch_tokens"])
 
     mixture, started = load_mixture(shipped(run["mixture"])), time.time()
-    with tqdm(total=evaluation_rows(mixture), desc="evaluate", unit="row", ncols=min(100, shutil.get_terminal_size().columns)) as bar:
+    with tqdm(total=evaluation_rows(mixture, tokenizer), desc="evaluate", unit="row", ncols=min(100, shutil.get_terminal_size().columns)) as bar:
         scores = evaluate(model, tokenizer, mixture, batch_tokens=run["batch_tokens"], on_rows=bar.update)
     about = {"directory": settings.adapter, "command": sys.argv, "date": run["date"], "minimon": minimon.__version__,
              "torch": torch.__version__, "python": platform.python_version(), "device": settings.device,
@@ -68,7 +68,7 @@ def main(settings: Settings) -> int:
                           seed=run["seed"], epsilon=run["epsilon"], run=about)
     if settings.out:
         Path(settings.out).mkdir(parents=True, exist_ok=True)
-        write_report(report, settings.out)
+        write_report(report, settings.out, scores)
     print(f"\n{table(report)}\n\n{verdict_line(report)}")
     return 0
 

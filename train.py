@@ -3,8 +3,9 @@
     python train.py                                          # the shipped mixture on the shipped base
     python train.py --model Qwen/Qwen3-0.6B --device cuda    # a real checkpoint
 
-B rows of a step, in groups of one task that share their prompt. A run directory holds the adapter (PEFT's format), settings.json,
-log.jsonl, report.json and report.md, and until it is finished the state that --resume goes on from.
+B rows of a step, in groups of one task that share their prompt; with --instruct, groups of conversations among or after them. A run
+directory holds the adapter (PEFT's format), settings.json, log.jsonl, scores.jsonl, report.json and report.md, and until it is
+finished the state that --resume goes on from.
 """
 
 import json
@@ -26,12 +27,15 @@ import minimon
 from minimon.batch import encode_row, make_batch, training_order
 from minimon.checkpoint import load_model
 from minimon.cli import check_device, one_line_errors, parse, setting, shipped
+from minimon.elicit import label_quality, labelled_rows, load_labels, save_labels, self_labels, unlabelled_rows
 from minimon.evaluate import evaluate, evaluation_rows, rope_switch
-from minimon.files import open_tensors, read_json, sha256, write_json, write_tensors, write_text
-from minimon.lora import add_lora, adapter_tensors, enable_lora, save_adapter
+from minimon.files import sha256
+from minimon.instruct import conversation_loss, load_conversations
+from minimon.lora import add_lora, adapter_tensors, enable_lora, load_adapter, save_adapter
 from minimon.loss import label_token_loss, vocab_token_loss
 from minimon.report import build_report, table, verdict_line, write_report
-from minimon.tasks import load_mixture
+from minimon.state import find_run, load_state, save_state, start_run
+from minimon.tasks import DECODING, SCHEDULES, load_mixture
 from minimon.tokenizer import load_tokenizer
 
 
@@ -45,7 +49,12 @@ class Settings:
     batch_tokens: int | None = setting(None, "tokens of a forward pass in evaluation; 1024 on a CPU, 65536 on cuda if not given")
     seed: int = setting(0, "fixes the adapter's start, the rows and their order")
     date: str | None = setting(None, "what a chat template is told is today, as 2026-01-31; today if not given")
+    instruct: str | None = setting(None, "instruction-following training; the mixture's schedule if not given", SCHEDULES)
+    instruct_fraction: float | None = setting(None, "of a step's rows, with --instruct joint; the mixture's if not given")
+    labels: str = setting("gold", "of the training rows: theirs, or the base's own answers with thinking", ("gold", "self"))
+    label_samples: int = setting(1, "thoughts that a self label is the mean of; 1 is greedy")
     # model
+    init_adapter: str | None = setting(None, "directory of an adapter to go on from; a new one if not given")
     device: str = setting("cpu", "cpu, cuda or cuda:N")
     dtype: str | None = setting(None, "of the base: float32 or bfloat16; bfloat16 on cuda if not given", ("float32", "bfloat16"))
     r: int = setting(8, "rank of the adapter")
@@ -55,6 +64,8 @@ class Settings:
     # optimizer
     steps: int = setting(600, "optimizer steps")
     lr: float = setting(3e-3, "peak learning rate")
+    instruct_steps: int = setting(200, "steps after the classification phase, with --instruct after")
+    instruct_lr: float = setting(1e-3, "their peak learning rate")
     schedule: str = setting("linear", "decay after the warm-up, to zero", ("linear", "cosine"))
     warmup: int = setting(20, "steps of linear warm-up")
     weight_decay: float = setting(0.0, "AdamW's, on the adapter")
@@ -67,16 +78,12 @@ class Settings:
     epsilon: float = setting(0.75, "the verdict's threshold on mean performance")
 
 
-FREE_ON_RESUME = {"out", "overwrite", "resume", "save_every", "device", "batch_tokens", "epsilon"}       # may differ from the saved run
-OURS = ("settings.json", "log.jsonl", "state.safetensors", "adapter_config.json", "adapter_model.safetensors", "report.json",
-        "report.md", "report.png")
-
-
 def main(settings: Settings) -> int:
     check_settings(settings)
     mixture = load_mixture(shipped(settings.mixture))
+    phases, conversations = instruction_plan(settings, mixture)
     out = Path(settings.out or f"runs/{mixture.name}-seed{settings.seed}")
-    saved = find_run(out, settings)
+    saved = find_run(out, asdict(settings))
     if saved and (out / "report.json").exists():
         print(f"{out}: this run is finished; its report is in report.md")
         return 0
@@ -88,54 +95,47 @@ def main(settings: Settings) -> int:
     dtype = getattr(torch, settings.dtype) if settings.dtype else None
     model = load_model(shipped(settings.model), dtype=dtype, device=settings.device)
     model.gradient_checkpointing = settings.gradient_checkpointing
-    add_lora(model, settings.r, settings.lora_alpha, "all-linear")
+    step = start_run(out, asdict(settings), day) if not saved else None
+    started, stopped = time.time(), stop_signals()
+    rows, label_report = training_rows(settings, mixture, model, tokenizer, out, stopped)
+    if stopped:
+        return interrupted(stopped[0], out)
+    start_adapter(model, settings)
     adapter = adapter_tensors(model)
     optimizer = torch.optim.AdamW(adapter.values(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-    order = training_order(mixture, settings.seed, settings.steps, settings.batch_size, settings.group_size)
-
-    step = start_run(out, settings, day) if not saved else load_state(out, adapter, optimizer)
+    order, rates = [], []
+    for steps, lr, fraction in phases:
+        order += training_order(mixture, rows, conversations, settings.seed, steps, settings.batch_size, settings.group_size, fraction)
+        rates += [lr * lr_factor(i, steps, settings) for i in range(steps)]
+    step = load_state(out, adapter, optimizer) if saved else step
     print(f"{settings.model}: {sum(p.numel() for p in model.model.parameters() if not p.requires_grad):,} frozen parameters, "
           f"{sum(p.numel() for p in adapter.values()):,} in the adapter; {len(mixture.train)} training tasks; writing to {out}")
-    started, stopped = time.time(), stop_signals()
 
-    with open(out / "log.jsonl", "a", encoding="utf-8", buffering=1) as log, progress(settings.steps, step, "train", "step") as bar:
-        for groups in order[step:]:
-            tokens, loss = 0, 0.0
-            for group in groups:
-                batch = encode_group(tokenizer, group, model).to(settings.device)
-                cache = model.prefix(batch.prefix) if batch.prefix.shape[1] else None
-                hidden = model(batch.suffix, cache, at=batch.lengths - 1)                 # (B, C)
-                ids = torch.tensor(labels[group.task.name], device=settings.device)       # (N,)
-                part = answer_loss(settings.loss, model, hidden, ids, batch.targets) * len(group.rows) / settings.batch_size
-                part.backward()
-                loss += part.item()
-                tokens += batch.prefix.shape[1] + int(batch.lengths.sum())
+    with open(out / "log.jsonl", "a", encoding="utf-8", buffering=1) as log, progress(len(order), step, "train", "step") as bar:
+        for groups, lr in zip(order[step:], rates[step:]):
+            losses, tokens = step_gradient(model, tokenizer, groups, labels, settings)
             norm = torch.nn.utils.clip_grad_norm_(adapter.values(), settings.max_grad_norm).item()
-            if not (math.isfinite(loss) and math.isfinite(norm)):
-                raise ValueError(f"step {step + 1}: expected a finite loss and gradient, got {loss} and {norm}; {out} keeps the last saved "
-                                 f"state; try a lower --lr than {settings.lr:g}")
-            lr = optimizer.param_groups[0]["lr"] = settings.lr * lr_factor(step, settings)
+            if not all(map(math.isfinite, [norm, *losses.values()])):
+                raise ValueError(f"step {step + 1}: expected a finite loss and gradient, got {losses} and {norm}; {out} keeps the last saved "
+                                 f"state; try a lower learning rate than {lr:g}")
+            optimizer.param_groups[0]["lr"] = lr
             optimizer.step()
             optimizer.zero_grad()
             step += 1
-            log.write(json.dumps({"step": step, "loss": round(loss, 6), "lr": lr, "grad_norm": round(norm, 6), "tokens": tokens,
-                                  "seconds": round(time.time() - started, 3)}) + "\n")
-            bar.set_postfix(loss=f"{loss:.3f}")
+            log.write(json.dumps({"step": step, **{name: round(loss, 6) for name, loss in losses.items()}, "lr": lr,
+                                  "grad_norm": round(norm, 6), "tokens": tokens, "seconds": round(time.time() - started, 3)}) + "\n")
+            bar.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items()})
             bar.update()
-            if step % settings.save_every == 0 or step == settings.steps or stopped:
+            if step % settings.save_every == 0 or step == len(order) or stopped:
                 save_state(out, adapter, optimizer, step)
             if stopped:
                 return interrupted(stopped[0], out)
 
     save_adapter(model, out, base=settings.model)
     trained_seconds = time.time() - started
-    with progress(evaluation_rows(mixture), 0, "evaluate", "row") as bar:
-        def on_rows(count):
-            bar.update(count)
-            if stopped:
-                raise KeyboardInterrupt
+    with progress(evaluation_rows(mixture, tokenizer), 0, "evaluate", "row") as bar:
         try:
-            scores = evaluate(model, tokenizer, mixture, batch_tokens=settings.batch_tokens, on_rows=on_rows)
+            scores = evaluate(model, tokenizer, mixture, batch_tokens=settings.batch_tokens, on_rows=counter(bar, stopped))
         except KeyboardInterrupt:
             return interrupted(stopped[0] if stopped else signal.SIGINT, out)
     enable_lora(model, True)
@@ -143,76 +143,83 @@ def main(settings: Settings) -> int:
            "python": platform.python_version(), "device": settings.device, "train_seconds": round(trained_seconds, 1),
            "evaluate_seconds": round(time.time() - started - trained_seconds, 1), "peak_memory_gb": peak_memory_gb()}
     report = build_report(scores, model=settings.model, adapter=sha256(out / "adapter_model.safetensors"), seed=settings.seed,
-                          epsilon=settings.epsilon, run=run)
-    write_report(report, out)
+                          epsilon=settings.epsilon, run=run, labels=label_report)
+    write_report(report, out, scores)
     (out / "state.safetensors").unlink(missing_ok=True)
     cost = f"{time.time() - started:.0f} s and {run['peak_memory_gb']:.1f} GB of memory"
     print(f"\n{table(report)}\n\nreport and adapter in {out}, after {cost}\n{verdict_line(report)}")
     return 0
 
 
+# ---- what is trained on ----------------------------------------------------------------------------------------------------
+
+
+def instruction_plan(settings: Settings, mixture):
+    """-> phases [(steps, peak learning rate, share of rows that are conversations)], conversations."""
+    given = mixture.instruct
+    schedule = settings.instruct or (given.schedule if given else "none")
+    if schedule == "none":
+        return [(settings.steps, settings.lr, 0.0)], []
+    if not given:
+        raise ValueError(f"--instruct {schedule}: expected instruction data in {mixture.path}, got no table [instruct]; add one with rows = "
+                         '"FILE.jsonl", a line {"messages": [...]} each')
+    new = {task.prompt for split, groups in mixture.splits.items() if split != "trained" for tasks in groups.values() for task in tasks}
+    conversations = load_conversations(given.path, new)
+    fraction = settings.instruct_fraction or given.fraction
+    return {"joint": [(settings.steps, settings.lr, fraction)], "only": [(settings.steps, settings.lr, 1.0)],
+            "after": [(settings.steps, settings.lr, 0.0), (settings.instruct_steps, settings.instruct_lr, 1.0)]}[schedule], conversations
+
+
+def training_rows(settings: Settings, mixture, model, tokenizer, out: Path, stopped: list):
+    """Task name -> rows, with gold labels or the base's own; and a report on the latter. A run that goes on reads them again."""
+    if settings.labels == "gold":
+        return {task.name: mixture.train_rows(task, settings.seed) for task in mixture.train}, None
+    path, count = out / "labels.jsonl", sum(map(len, unlabelled_rows(mixture, settings.seed).values())) * settings.label_samples
+    if not path.exists():
+        with progress(count, 0, "label", "row") as bar:
+            try:
+                save_labels(self_labels(model, tokenizer, mixture, settings.seed, samples=settings.label_samples,
+                                        max_new_tokens=thought_tokens(mixture), batch_tokens=settings.batch_tokens,
+                                        on_rows=counter(bar, stopped)), path)
+            except KeyboardInterrupt:
+                return {}, None
+    labels = load_labels(path)
+    quality = label_quality(labels, mixture)
+    print(f"labels from the base's own thinking: {quality['right']:.3f} of {quality['rows']} right, AUROC {quality['auroc']:.3f}, "
+          f"{quality['well_formed']:.3f} well-formed")
+    return labelled_rows(mixture, settings.seed, labels), quality
+
+
+def thought_tokens(mixture) -> int:
+    return mixture.options["thinking"].max_new_tokens if "thinking" in mixture.options else DECODING["thinking"]
+
+
+def start_adapter(model, settings: Settings) -> None:
+    """A new adapter, which leaves the base as it is, or one to go on from."""
+    if settings.init_adapter:
+        load_adapter(model, settings.init_adapter)
+        for tensor in adapter_tensors(model).values():
+            tensor.requires_grad_(True)
+    else:
+        add_lora(model, settings.r, settings.lora_alpha, "all-linear")
+
+
 # ---- settings and the run directory --------------------------------------------------------------------------------------
 
 
 def check_settings(settings: Settings) -> None:
-    for name in ("steps", "batch_size", "group_size", "batch_tokens", "save_every", "r"):
+    for name in ("steps", "batch_size", "group_size", "batch_tokens", "save_every", "r", "instruct_steps", "label_samples"):
         value = getattr(settings, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')}: expected a positive number, got {value}")
     if not 0 <= settings.epsilon <= 1:
         raise ValueError(f"--epsilon: expected a number in [0, 1], got {settings.epsilon}")
-    if not (0 < settings.lr < float("inf")):
-        raise ValueError(f"--lr: expected a positive number, got {settings.lr}")
+    if settings.instruct_fraction is not None and not 0 < settings.instruct_fraction < 1:
+        raise ValueError(f"--instruct-fraction: expected a number between 0 and 1, got {settings.instruct_fraction}")
+    for name in ("lr", "instruct_lr"):
+        if not (0 < getattr(settings, name) < float("inf")):
+            raise ValueError(f"--{name.replace('_', '-')}: expected a positive number, got {getattr(settings, name)}")
     check_device(settings.device)
-
-
-def find_run(out: Path, settings: Settings) -> dict | None:
-    """The settings of the run in `out`, where --resume may go on with it; None for a new run."""
-    if not (out / "settings.json").exists() or settings.overwrite:
-        return None
-    if not settings.resume:
-        state = "a finished run" if (out / "report.json").exists() else "a run that is not finished"
-        raise ValueError(f"{out}: holds {state}; name another --out, or give --overwrite to replace it"
-                         + ("" if "not" not in state else ", or --resume to go on with it"))
-    saved = read_json(out / "settings.json")
-    changed = [f"--{key.replace('_', '-')} was {saved.get(key)!r}, now {value!r}" for key, value in asdict(settings).items()
-               if key not in FREE_ON_RESUME and value != saved.get(key) and not (key == "date" and value is None)]
-    if changed:
-        raise ValueError(f"{out}: cannot resume with other settings: {'; '.join(changed)}")
-    return saved
-
-
-def start_run(out: Path, settings: Settings, day: str) -> int:
-    out.mkdir(parents=True, exist_ok=True)
-    for name in OURS:
-        (out / name).unlink(missing_ok=True)
-    write_json(out / "settings.json", {**asdict(settings), "out": str(out), "date": day})
-    return 0
-
-
-def save_state(out: Path, adapter: dict, optimizer, step: int) -> None:
-    """Adapter and optimizer in one file, so that one rename decides which state counts."""
-    tensors = dict(adapter)
-    for name, parameter in adapter.items():
-        tensors |= {f"{name}.{key}": value for key, value in optimizer.state[parameter].items()}
-    write_tensors(out / "state.safetensors", tensors, {"step": str(step)})
-
-
-def load_state(out: Path, adapter: dict, optimizer) -> int:
-    """Back to the last save; the log is cut there. A run stopped before its first save starts over."""
-    path = out / "state.safetensors"
-    step = 0
-    if path.exists():
-        with open_tensors(path) as file, torch.no_grad():
-            step = int(file.metadata()["step"])
-            for name, parameter in adapter.items():
-                parameter.copy_(file.get_tensor(name))
-                optimizer.state[parameter] = {key: file.get_tensor(f"{name}.{key}").to(parameter.device if key != "step" else "cpu")
-                                              for key in ("step", "exp_avg", "exp_avg_sq")}
-    log = out / "log.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)[:step] if log.exists() else []
-    write_text(log, "".join(lines))
-    return step
 
 
 def stop_signals() -> list[int]:
@@ -238,6 +245,29 @@ def label_ids(tokenizer, task) -> list[int]:
         raise ValueError(f"{task.where}: task {task.name!r}: {error}") from error
 
 
+def step_gradient(model, tokenizer, groups, labels: dict[str, list[int]], settings: Settings) -> tuple[dict[str, float], int]:
+    """Adds a step's gradient, group by group -> (mean loss of the classification and of the instruction rows, tokens)."""
+    counts = {name: sum(len(group.rows) for group in groups if (group.task is None) == talk) for name, talk in PARTS.items()}
+    losses, tokens = {name: 0.0 for name, count in counts.items() if count}, 0
+    for group in groups:
+        if group.task is None:
+            name, (loss, some) = "instruct_loss", conversation_loss(model, tokenizer, group.rows)
+        else:
+            batch = encode_group(tokenizer, group, model).to(settings.device)
+            cache = model.prefix(batch.prefix) if batch.prefix.shape[1] else None
+            hidden = model(batch.suffix, cache, at=batch.lengths - 1)                     # (B, C)
+            ids = torch.tensor(labels[group.task.name], device=settings.device)           # (N,)
+            name, loss = "loss", answer_loss(settings.loss, model, hidden, ids, batch.targets)
+            some = batch.prefix.shape[1] + int(batch.lengths.sum())
+        (loss * len(group.rows) / settings.batch_size).backward()
+        losses[name] += loss.item() * len(group.rows) / counts[name]
+        tokens += some
+    return losses, tokens
+
+
+PARTS = {"loss": False, "instruct_loss": True}             # of a step: whether the rows are conversations
+
+
 def encode_group(tokenizer, group, model):
     """Ids of a group with its shared prefix; none is shared where a row is so long that it rotates otherwise."""
     ids = [encode_row(tokenizer, group.task, row.text) for row in group.rows]
@@ -254,11 +284,11 @@ def answer_loss(kind: str, model, hidden, label_ids, targets):
     return vocab_token_loss(hidden, model.lm_head.weight, label_ids[targets], scale=scale)
 
 
-def lr_factor(step: int, settings: Settings) -> float:
-    """Of the peak learning rate: linear warm-up, then linear or cosine decay to zero after the last step."""
+def lr_factor(step: int, steps: int, settings: Settings) -> float:
+    """Of a phase's peak learning rate: linear warm-up, then linear or cosine decay to zero after its last step."""
     if step < settings.warmup:
         return (step + 1) / settings.warmup
-    done = (step - settings.warmup) / max(settings.steps - settings.warmup, 1)
+    done = (step - settings.warmup) / max(steps - settings.warmup, 1)
     return 1 - done if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
 
@@ -267,6 +297,15 @@ def lr_factor(step: int, settings: Settings) -> float:
 
 def all_tasks(mixture):
     return mixture.train + [task for groups in mixture.splits.values() for tasks in groups.values() for task in tasks]
+
+
+def counter(bar, stopped: list):
+    """on_rows: counts, and ends the loop where a signal has come."""
+    def on_rows(count):
+        bar.update(count)
+        if stopped:
+            raise KeyboardInterrupt
+    return on_rows
 
 
 def peak_memory_gb() -> float:

@@ -14,6 +14,7 @@ import os
 import random
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -26,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 from minimon.config import config_from_dict  # noqa: E402
 from minimon.model import Decoder  # noqa: E402
-from world import SEED, Documents, World, render  # noqa: E402
+from world import SEED, WORDS, Documents, World, render  # noqa: E402
 
 CONFIG = {
     "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 3072, "hidden_size": 160, "intermediate_size": 448,
@@ -52,7 +53,7 @@ TEMPLATE = """\
 {%- endif %}
 """
 WINDOW = 1024                                  # documents sorted by length together
-PROMPT_WEIGHT = 0.2                            # loss weight of what the assistant did not write
+PROMPT_SHARE = 0.2                             # of the tokens that the assistant did not write: learned as well
 
 
 def make_tokenizer(documents, seed):
@@ -63,8 +64,9 @@ def make_tokenizer(documents, seed):
     trainer = trainers.BpeTrainer(
         vocab_size=CONFIG["vocab_size"], special_tokens=SPECIAL + MARKS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False)
-    sample = (documents.document(random.Random(f"tokenizer-{seed}-{i}"), 0) for i in range(20_000))
-    tokenizer.train_from_iterator(("\n".join(filter(None, parts)) for parts in sample), trainer)
+    sample = (documents.document(random.Random(f"tokenizer-{seed}-{i}")) for i in range(20_000))
+    labels = ["\n".join(word for pair in WORDS for word in pair)] * 1000              # each of the answer words one token
+    tokenizer.train_from_iterator(chain(("\n".join(filter(None, parts)) for parts in sample), labels), trainer)
     text = json.loads(tokenizer.to_str())
     for token in text["added_tokens"]:
         token["special"] = token["content"] in SPECIAL
@@ -85,8 +87,8 @@ def write_tokenizer(tokenizer, out):
 
 
 def batches(tokenizer, documents, seed, window, batch_tokens):
-    """Window number `window` of the document stream -> [(ids (B, T), weights (B, T))], lengths alike within a batch."""
-    parts = [render(*documents.document(random.Random(f"pretrain-{seed}-{i}"), i))
+    """Window number `window` of the document stream -> [(ids, learned, answer)], each (B, T), lengths alike within a batch."""
+    parts = [render(*documents.document(random.Random(f"pretrain-{seed}-{i}")))
              for i in range(window * WINDOW, (window + 1) * WINDOW)]
     prompts = tokenizer.encode_batch([prompt for prompt, _ in parts], add_special_tokens=False)
     responses = tokenizer.encode_batch([response for _, response in parts], add_special_tokens=False)
@@ -99,14 +101,16 @@ def batches(tokenizer, documents, seed, window, batch_tokens):
         groups.append(rows[start:stop])
         start = stop
     random.Random(f"order-{seed}-{window}").shuffle(groups)
+    generator = torch.Generator().manual_seed(window)
     for group in groups:
         T = max(sum(map(len, row)) for row in group)
-        ids, weights = torch.zeros(len(group), T, dtype=torch.long), torch.zeros(len(group), T)
+        ids, answer = torch.zeros(len(group), T, dtype=torch.long), torch.zeros(len(group), T, dtype=torch.bool)
+        lengths = torch.tensor([sum(map(len, row)) for row in group])
         for i, (prompt, response) in enumerate(group):
-            ids[i, : len(prompt) + len(response)] = torch.tensor(prompt + response)
-            weights[i, : len(prompt)] = PROMPT_WEIGHT
-            weights[i, len(prompt): len(prompt) + len(response)] = 1.0
-        yield ids, weights
+            ids[i, : lengths[i]] = torch.tensor(prompt + response)
+            answer[i, len(prompt): lengths[i]] = True
+        some = torch.rand(ids.shape, generator=generator) < PROMPT_SHARE
+        yield ids, (answer | some) & (torch.arange(T) < lengths[:, None]), answer
 
 
 def optimizers(model, lr):
@@ -192,26 +196,24 @@ def main():
 
     bar, mean, started = tqdm(total=args.steps, initial=progress["step"], mininterval=10), None, time.time()
     while progress["step"] < args.steps:
-        for number, (ids, weights) in enumerate(batches(tokenizer, documents, args.seed, progress["window"], args.batch_tokens)):
+        for number, (ids, learned, answer) in enumerate(batches(tokenizer, documents, args.seed, progress["window"], args.batch_tokens)):
             if number < progress["batch"]:
                 continue
-            ids, weights = ids.to(args.device), weights.to(args.device)
+            count, (ids, learned, answer) = int((answer | (ids != 0)).sum()), (part.to(args.device) for part in (ids, learned, answer))
             factor = schedule(progress["step"], args.steps)
             for opt in opts:
                 opt.param_groups[0]["lr"] = args.lr * factor
-            logits = model.logits(model(ids[:, :-1])).float()                          # (B, T-1, V)
-            losses = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view_as(weights[:, 1:])
-            loss = (losses * weights[:, 1:]).sum() / weights[:, 1:].sum()
-            loss.backward()
+            logits = model.logits(model(ids[:, :-1])[learned[:, 1:]]).float()          # (learned, V)
+            losses = F.cross_entropy(logits, ids[:, 1:][learned[:, 1:]], reduction="none")
+            losses.mean().backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for opt in opts:
                 opt.step()
                 opt.zero_grad()
-            answer = weights[:, 1:] == 1.0
-            value = (losses.detach() * answer).sum().item() / answer.sum().item()
+            value = losses.detach()[answer[:, 1:][learned[:, 1:]]].mean().item()
             mean = value if mean is None else 0.98 * mean + 0.02 * value
             progress = {"step": progress["step"] + 1, "window": progress["window"], "batch": number + 1,
-                        "tokens": progress["tokens"] + int((weights > 0).sum())}
+                        "tokens": progress["tokens"] + count}
             bar.update()
             if progress["step"] % 50 == 0:
                 print(json.dumps({**progress, "answer_loss": round(mean, 4), "seconds": round(time.time() - started)}), flush=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from minimon.instruct import Conversation
 from minimon.tasks import Mixture, Row, Task
 from minimon.tokenizer import Tokenizer
 
@@ -26,7 +27,9 @@ class Batch:
 
 
 def encode_row(tokenizer: Tokenizer, task: Task, text: str, *, thinking: bool = False) -> list[int]:
-    """The prompt as system turn, the text as user turn, up to the answer."""
+    """The prompt as system turn, the text as user turn, up to the answer; or the prompt after the text, in one turn."""
+    if task.prompt_position == "after":
+        return tokenizer.chat([{"role": "user", "content": f"{text}\n\n{task.prompt}"}], thinking=thinking)
     return tokenizer.chat([{"role": "system", "content": task.prompt}, {"role": "user", "content": text}], thinking=thinking)
 
 
@@ -59,24 +62,28 @@ def token_batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows of one task that go through the model together."""
+    """Rows of one task that go through the model together; or conversations, which have no task."""
 
-    task: Task
-    rows: list[Row]
+    task: Task | None
+    rows: list[Row] | list[Conversation]
 
 
-def training_order(mixture: Mixture, seed: int, steps: int, batch_size: int, group_size: int) -> list[list[Group]]:
-    """Steps of groups of one task each, `batch_size` rows a step: all of it a function of the seed, so a resumed run goes on."""
-    queues = {task.name: row_groups(task, mixture.train_rows(task, seed), seed, group_size) for task in mixture.train}
-    tasks = task_order(mixture, seed)
-    order = []
-    for _ in range(steps):
-        groups, left = [], batch_size
-        while left:
-            task = next(tasks)
-            rows = next(queues[task.name])[:left]
-            groups.append(Group(task, rows))
-            left -= len(rows)
+def training_order(mixture: Mixture, rows: dict[str, list[Row]], conversations: list[Conversation], seed: int, steps: int,
+                   batch_size: int, group_size: int, fraction: float = 0.0) -> list[list[Group]]:
+    """Steps of groups, `batch_size` rows a step, that share of them conversations: all of it a function of the seed.
+
+    `rows`: of each training task. Fractions of a row are carried on to later steps."""
+    queues = {name: row_groups(f"{seed}-{name}", of_task, group_size) for name, of_task in rows.items()}
+    talks = row_groups(f"{seed}-instruct", conversations, group_size)
+    tasks, order = task_order(mixture, seed), []
+    for step in range(steps):
+        groups, talk = [], int((step + 1) * fraction * batch_size + 1e-9) - int(step * fraction * batch_size + 1e-9)
+        for talking, left in ((False, batch_size - talk), (True, talk)):
+            while left:
+                source = None if talking else next(tasks)
+                some = next(queues[source.name] if source else talks)[:left]
+                groups.append(Group(source, some))
+                left -= len(some)
         order.append(groups)
     return order
 
@@ -92,10 +99,10 @@ def task_order(mixture: Mixture, seed: int):
         yield mixture.train[i]
 
 
-def row_groups(task: Task, rows: list[Row], seed: int, size: int):
+def row_groups(seed: str, rows: list, size: int):
     """Epoch after epoch: rows in random order, sorted by length within a window, cut into groups of `size`."""
-    rng = random.Random(f"order-{seed}-{task.name}")
-    while True:
+    rng = random.Random(f"order-{seed}")
+    while rows:
         shuffled = rng.sample(rows, len(rows))
         groups = []
         for start in range(0, len(rows), WINDOW * size):

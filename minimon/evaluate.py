@@ -1,53 +1,131 @@
-"""Model x tasks -> per-row scores: P(label) at the answer position, the prompt run once for a whole task."""
+"""Model x tasks -> per-row scores: P(label) at the answer position, the prompt run once for a whole task.
+
+In the splits thinking and summary the model writes first: its reasoning, or a summary that the base then judges in its place.
+"""
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from minimon.batch import common_prefix, encode_row, make_batch, token_batches
+from minimon.generate import generate
 from minimon.lora import enable_lora
 from minimon.metrics import Scores
 from minimon.model import Decoder
-from minimon.tasks import Mixture, Task
+from minimon.tasks import Mixture, Options, Task
 from minimon.tokenizer import Tokenizer
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 65536}             # a CPU gains nothing from more, and pads more
+DECODE_TOKENS = {"cpu": 8192, "cuda": 65536}            # a step of decoding is one token a row
+
+
+class Reading(NamedTuple):
+    """What is read at the answer positions of n rows, on the CPU."""
+
+    P: torch.Tensor                            # (n, N) P(label), softmax over the labels alone
+    label_mass: torch.Tensor                   # (n,) the labels' share of the probability over the whole vocabulary
+    label_first: torch.Tensor                  # (n,) bool: no token is likelier than the likeliest label
 
 
 def evaluate(model: Decoder, tokenizer: Tokenizer, mixture: Mixture, *, batch_tokens: int | None = None, on_rows=None):
-    """Every split of the mixture under base (the adapter off) and adapter -> {split: {group: [Scores]}}.
+    """Every split of the mixture under base (the adapter off) and adapter -> {split: {group: [Scores]}}; see `measured_splits`.
 
     on_rows(n) is called after n more rows; there are `evaluation_rows` of them."""
-    scores = {split: {group: [] for group in groups} for split, groups in mixture.splits.items()}
-    for split, groups in mixture.splits.items():
-        for group, tasks in groups.items():
-            for task in tasks:
-                rows, sides = mixture.test_rows(task), []
-                for enabled in (False, True):
-                    enable_lora(model, enabled)
-                    sides.append(score(model, tokenizer, task, rows, batch_tokens=batch_tokens, on_rows=on_rows).numpy())
-                scores[split][group].append(Scores(task.name, task.domain, np.array([row.label for row in rows]),
-                                                   np.array([row.text for row in rows]), *sides))
+    scores = {split: {group: [] for group in groups} for split, groups in measured_splits(mixture, tokenizer).items()}
+    for split, groups in scores.items():
+        side = {"thinking": thinking_side, "summary": summary_side}.get(split, answer_side)
+        for group in groups:
+            for task in mixture.splits[split][group]:
+                rows = mixture.test_rows(task, split)
+                texts, sides = [row.text for row in rows], {}
+                for which in ("base", "adapter"):
+                    enable_lora(model, which == "adapter")
+                    sides[which] = side(model, tokenizer, task, texts, mixture.options[split], batch_tokens, on_rows)
+                references = {}
+                if split == "summary":
+                    for name, judged in (("transcript", texts), ("empty", [""] * len(texts))):
+                        references[name] = score(model, tokenizer, task, judged, batch_tokens=batch_tokens).numpy()
+                scores[split][group].append(Scores(
+                    task.name, task.domain, np.array([row.label for row in rows]), np.array(texts), sides["base"][0], sides["adapter"][0],
+                    {which: shares for which, (_, shares) in sides.items()}, references))
     return scores
 
 
-def evaluation_rows(mixture: Mixture) -> int:
+def measured_splits(mixture: Mixture, tokenizer: Tokenizer) -> dict:
+    """The splits that can be measured: thinking needs a token that closes a thought."""
+    return {split: groups for split, groups in mixture.splits.items() if split != "thinking" or tokenizer.think_end is not None}
+
+
+def evaluation_rows(mixture: Mixture, tokenizer: Tokenizer) -> int:
     """Rows that `evaluate` scores, base and adapter together."""
-    return 2 * sum(len(mixture.test_rows(task)) for groups in mixture.splits.values() for tasks in groups.values() for task in tasks)
+    return 2 * sum(len(mixture.test_rows(task, split)) for split, groups in measured_splits(mixture, tokenizer).items()
+                   for tasks in groups.values() for task in tasks)
 
 
-@torch.inference_mode()
+def answer_side(model, tokenizer, task, texts, options, batch_tokens, on_rows):
+    """-> (P (n, N), {share: (n,)}): the answer at once."""
+    reading = read(model, tokenizer, task, texts, batch_tokens=batch_tokens, on_rows=on_rows)
+    return reading.P.numpy(), {"label_mass": reading.label_mass.numpy()}
+
+
+def thinking_side(model, tokenizer, task, texts, options: Options, batch_tokens, on_rows):
+    reading, well_formed = think(model, tokenizer, task, texts, max_new_tokens=options.max_new_tokens, batch_tokens=batch_tokens, on_rows=on_rows)
+    return reading.P.numpy(), {"label_mass": reading.label_mass.numpy(), "well_formed": well_formed.numpy()}
+
+
+def summary_side(model, tokenizer, task, texts, options: Options, batch_tokens, on_rows):
+    """The model as it is summarizes; the base reads the summaries alone. Leaves the adapter off."""
+    prompts = [tokenizer.chat([{"role": "system", "content": options.prompt}, {"role": "user", "content": text}]) for text in texts]
+    answers = generate(model, prompts, max_new_tokens=options.max_new_tokens, stop_ids=tokenizer.stop_ids,
+                       batch_tokens=decode_tokens(model, batch_tokens), on_rows=on_rows)
+    enable_lora(model, False)
+    reading = read(model, tokenizer, task, [tokenizer.decode(answer.ids) for answer in answers], batch_tokens=batch_tokens)
+    return reading.P.numpy(), {"label_mass": reading.label_mass.numpy(), "well_formed": np.array([answer.ended for answer in answers])}
+
+
+def think(model: Decoder, tokenizer: Tokenizer, task: Task, texts: list[str], *, max_new_tokens: int, temperature: float = 0.0,
+          generator: torch.Generator | None = None, batch_tokens: int | None = None, on_rows=None) -> tuple[Reading, torch.Tensor]:
+    """The model writes its reasoning, then P(label | prompt, text, reasoning) is read at the answer position.
+
+    -> (Reading, well-formed (n,) bool: the reasoning ended by itself and a label is the likeliest token after it). Reasoning that is cut at
+    max_new_tokens, or ends the turn, is closed there and read like any other."""
+    prompts = [encode_row(tokenizer, task, text, thinking=True) for text in texts]
+    label_ids = tokenizer.label_ids(list(task.labels), thinking=True)
+    thoughts = generate(model, prompts, max_new_tokens=max_new_tokens, stop_ids={tokenizer.think_end, *tokenizer.stop_ids},
+                        temperature=temperature, generator=generator, batch_tokens=decode_tokens(model, batch_tokens), on_rows=on_rows)
+    ids = [prompt + thought.ids + tokenizer.close_thought for prompt, thought in zip(prompts, thoughts)]
+    reading = read_ids(model, ids, label_ids, batch_tokens)
+    return reading, torch.tensor([thought.stop == tokenizer.think_end for thought in thoughts], dtype=torch.bool) & reading.label_first
+
+
+def decode_tokens(model, batch_tokens: int | None) -> int:
+    kind = model.lm_head.weight.device.type
+    return max(batch_tokens or 0, DECODE_TOKENS["cuda" if kind == "cuda" else "cpu"])
+
+
 def score(model: Decoder, tokenizer: Tokenizer, task: Task, rows, *, batch_tokens: int | None = None, on_rows=None) -> torch.Tensor:
     """P(label | prompt, text) of each row (a tasks.Row or a text): (rows, N labels) in fp32 on the CPU, labels in the task's order.
 
     P = softmax over the label tokens of z at the answer position. batch_tokens: of a forward pass, padding
     included; None for BATCH_TOKENS. on_rows(n) is called after n more rows."""
-    label_ids = torch.tensor(tokenizer.label_ids(list(task.labels)))
+    return read(model, tokenizer, task, rows, batch_tokens=batch_tokens, on_rows=on_rows).P
+
+
+def read(model, tokenizer, task: Task, rows, *, batch_tokens: int | None = None, on_rows=None) -> Reading:
+    """`score`, with what else the answer positions say."""
     ids = [encode_row(tokenizer, task, row if isinstance(row, str) else row.text) for row in rows]
-    probabilities = torch.empty(len(ids), len(label_ids))
+    return read_ids(model, ids, tokenizer.label_ids(list(task.labels)), batch_tokens, on_rows)
+
+
+@torch.inference_mode()
+def read_ids(model: Decoder, ids: list[list[int]], label_ids: list[int], batch_tokens: int | None = None, on_rows=None) -> Reading:
+    """Rows of ids, their common prefix run once -> what stands at the position after each."""
+    reading = Reading(torch.empty(len(ids), len(label_ids)), torch.empty(len(ids)), torch.empty(len(ids), dtype=torch.bool))
     if not ids:
-        return probabilities
+        return reading
     device = model.lm_head.weight.device
-    head = model.lm_head.weight[label_ids.to(device)].float()                          # (N, C)
+    labels = torch.tensor(label_ids, device=device)                                    # (N,)
     P, switch = common_prefix(ids), rope_switch(model)
     cached, alone = [], []
     for i, row in enumerate(ids):
@@ -58,11 +136,14 @@ def score(model: Decoder, tokenizer: Tokenizer, task: Task, rows, *, batch_token
     for batch, cache, start in [(batch, prefix, P if prefix else 0) for batch in batches] + [([i], None, 0) for i in alone]:
         part = make_batch([ids[i] for i in batch], [0] * len(batch), start).to(device)
         hidden = model(part.suffix, cache, at=part.lengths - 1)                        # (B, C)
-        z = hidden.float() @ head.T / model.config.logits_scaling                      # (B, N)
-        probabilities[batch] = z.softmax(dim=-1).cpu()
+        z = hidden.float() @ model.lm_head.weight[labels].float().T / model.config.logits_scaling          # (B, N)
+        rest = model.logits(hidden).float()                                            # (B, V)
+        reading.P[batch] = z.softmax(dim=-1).cpu()
+        reading.label_mass[batch] = (z.logsumexp(dim=-1) - rest.logsumexp(dim=-1)).exp().clamp(max=1.0).cpu()
+        reading.label_first[batch] = torch.isin(rest.argmax(dim=-1), labels).cpu()
         if on_rows:
             on_rows(len(batch))
-    return probabilities
+    return reading
 
 
 def rope_switch(model: Decoder) -> int | None:

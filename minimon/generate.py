@@ -10,7 +10,11 @@ from minimon.model import Cache, Decoder
 
 class Answer(NamedTuple):
     ids: list[int]                             # what was written, without the token that ended it
-    ended: bool                                # False: cut at max_new_tokens
+    stop: int | None                           # that token; None: cut at max_new_tokens
+
+    @property
+    def ended(self) -> bool:
+        return self.stop is not None
 
 
 @torch.inference_mode()
@@ -38,14 +42,14 @@ def decode(prompts, model, max_new_tokens, stop_ids, temperature, generator) -> 
     hidden, cache = model.run(batch.suffix, prefix, batch.lengths - 1, keep=True, length=length)      # (B, C)
     cache = cache.without_pads(P + batch.lengths)
     rows, positions, written = list(range(len(prompts))), P + batch.lengths, [[] for _ in prompts]
-    ended = [False] * len(prompts)
+    stops: list[int | None] = [None] * len(prompts)
     for step in range(max_new_tokens):
         tokens = choose(model.logits(hidden), temperature, generator)                  # (B,)
         for row, token in zip(rows, tokens.tolist()):
-            if not ended[row]:
-                ended[row] = token in stop_ids
-                written[row] += [] if ended[row] else [token]
-        alive = [i for i, row in enumerate(rows) if not ended[row]]
+            if stops[row] is None:
+                stops[row] = token if token in stop_ids else None
+                written[row] += [] if token in stop_ids else [token]
+        alive = [i for i, row in enumerate(rows) if stops[row] is None]
         if not alive or step == max_new_tokens - 1:
             break
         if 2 * len(alive) <= len(rows):
@@ -54,7 +58,7 @@ def decode(prompts, model, max_new_tokens, stop_ids, temperature, generator) -> 
             cache = Cache([k[keep] for k in cache.keys], [v[keep] for v in cache.values], cache.positions[keep], cache.length)
         hidden, cache = model.run(tokens[:, None], cache, positions=positions[:, None], keep=True)
         hidden, positions = hidden[:, 0], positions + 1
-    return [Answer(ids, end) for ids, end in zip(written, ended)]
+    return [Answer(ids, stop) for ids, stop in zip(written, stops)]
 
 
 def choose(logits: torch.Tensor, temperature: float, generator) -> torch.Tensor:

@@ -4,7 +4,7 @@ n rows, N labels, D bootstrap draws. The positive label is index 0; with more th
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -22,13 +22,15 @@ class Scores:
     clusters: np.ndarray                       # (n,) of str: rows of the same text are one cluster
     base: np.ndarray                           # (n, N) P(label)
     adapter: np.ndarray                        # (n, N)
+    shares: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)     # base | adapter -> name -> (n,): means are reported
+    references: dict[str, np.ndarray] = field(default_factory=dict)            # what base and adapter stand between -> (n, N)
 
     @property
     def positives(self) -> np.ndarray:
         return self.labels == 0                # (n,) bool
 
     def of(self, which: str) -> np.ndarray:
-        return getattr(self, which)
+        return self.references[which] if which in self.references else getattr(self, which)
 
 
 def inter_task_generalization(performances, epsilon: float) -> tuple[float, bool]:
@@ -98,7 +100,8 @@ def measures(scores: Scores, which: str) -> dict:
     """The metrics of one task under `base` or `adapter`."""
     p, positives = scores.of(which)[:, 0].astype(float), scores.positives
     return {"performance": float(performance(scores.of(which), scores.labels).mean()), "auroc": auroc(p, positives),
-            "tpr_at_1pct_fpr": tpr_at_fpr(p, positives), "brier": brier(p, positives), "ece": ece(p, positives)}
+            "tpr_at_1pct_fpr": tpr_at_fpr(p, positives), "brier": brier(p, positives), "ece": ece(p, positives),
+            **{name: float(values.mean()) for name, values in scores.shares.get(which, {}).items()}}
 
 
 def mean_measures(tasks: list[Scores], which: str) -> dict:
@@ -113,21 +116,25 @@ def mean_measures(tasks: list[Scores], which: str) -> dict:
         return float(np.mean(values)) if values else None
 
     return {"performance": float(pairs.mean()), "auroc": mean("auroc"), "tpr_at_1pct_fpr": tpr_at_fpr(pooled, positives),
-            "brier": mean("brier"), "ece": mean("ece")}
+            **{key: mean(key) for key in each[0] if key not in ("performance", "auroc", "tpr_at_1pct_fpr")}}
 
 
 def intervals(tasks: list[Scores], seed: int = 0) -> dict:
     """95% percentile bootstrap over transcripts: {"performance" | "auroc": {"base" | "adapter" | "uplift": [lo, hi] or None}}.
 
     Rows of one transcript are drawn together, whatever the prompt, and base and adapter on the same draws."""
+    drawn = bootstrap(tasks, seed)
+    return {key: {**{which: percentiles(values) for which, values in sides.items()},
+                  "uplift": percentiles(sides["adapter"] - sides["base"])} for key, sides in drawn.items()}
+
+
+def bootstrap(tasks: list[Scores], seed: int = 0) -> dict:
+    """{"performance" | "auroc": {"base" | "adapter": (D,)}}: the mean under each draw of transcripts."""
     names, where = np.unique(np.concatenate([task.clusters for task in tasks]), return_inverse=True)
     draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), DRAWS)
     weights = np.split(draws[:, where].astype(np.float32), np.cumsum([len(task.labels) for task in tasks])[:-1], axis=1)
-    result = {}
-    for key, drawn in (("performance", drawn_performance), ("auroc", drawn_auroc)):
-        base, adapter = (drawn(tasks, weights, which) for which in ("base", "adapter"))
-        result[key] = {"base": percentiles(base), "adapter": percentiles(adapter), "uplift": percentiles(adapter - base)}
-    return result
+    return {key: {which: drawn(tasks, weights, which) for which in ("base", "adapter")}
+            for key, drawn in (("performance", drawn_performance), ("auroc", drawn_auroc))}
 
 
 def drawn_performance(tasks, weights, which):

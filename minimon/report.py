@@ -1,13 +1,18 @@
 """Scores -> report.json, the table, the verdict line and the figure. Strings only: the scripts print."""
 
+import hashlib
+import json
 from pathlib import Path
 
-from minimon.files import write_json, write_text
+import numpy as np
+
+from minimon.files import read_jsonl, write_json, write_text
 from minimon.metrics import Scores, chance, inter_task_generalization, intervals, mean_measures, measures, performance
 
 
-def build_report(scores: dict[str, dict[str, list[Scores]]], *, model: str, adapter: str, seed: int, epsilon: float, run: dict) -> dict:
-    """scores: split -> group -> tasks. Everything but "run" is a function of the scores and the settings."""
+def build_report(scores: dict[str, dict[str, list[Scores]]], *, model: str, adapter: str, seed: int, epsilon: float, run: dict,
+                 labels: dict | None = None) -> dict:
+    """scores: split -> group -> tasks. Everything but "run" is a function of the scores and the settings. `labels`: on self labels."""
     report = {"model": model, "adapter": adapter, "seed": seed, "epsilon": epsilon, "splits": {}}
     for split, groups in scores.items():
         tasks = [task for group in groups.values() for task in group]
@@ -18,7 +23,7 @@ def build_report(scores: dict[str, dict[str, list[Scores]]], *, model: str, adap
     for key, split in (("inter_task", "new_domain"), ("intra_task", "trained")):
         if split in scores:
             report[key] = verdict([task for group in scores[split].values() for task in group], epsilon)
-    return {**report, "run": run}
+    return {**report, **({"labels": labels} if labels else {}), "run": run}
 
 
 def compared(tasks: list[Scores]) -> dict:
@@ -28,7 +33,8 @@ def compared(tasks: list[Scores]) -> dict:
     for which, side in (("base", base), ("adapter", adapter)):
         side |= {f"{key}_ci95": bounds[key][which] for key in ("performance", "auroc")}
     both = base["auroc"] is not None and adapter["auroc"] is not None
-    return {"base": base, "adapter": adapter, "chance": chance(tasks), "uplift": {
+    references = {name: mean_measures(tasks, name)["auroc"] for name in tasks[0].references}
+    return {"base": base, "adapter": adapter, "chance": chance(tasks), **({"references": references} if references else {}), "uplift": {
         "performance": adapter["performance"] - base["performance"], "auroc": adapter["auroc"] - base["auroc"] if both else None,
         "ci95": bounds["auroc"]["uplift"], "performance_ci95": bounds["performance"]["uplift"]}}
 
@@ -41,12 +47,40 @@ def verdict(tasks: list[Scores], epsilon: float) -> dict:
             "ci95": intervals(tasks)["performance"]["adapter"], "chance": chance(tasks), "epsilon": epsilon, "generalizes": generalizes}
 
 
-def write_report(report: dict, directory) -> None:
-    """report.md, the figure where matplotlib is there, and report.json last: with it a run is finished."""
+def write_report(report: dict, directory, scores) -> None:
+    """scores.jsonl, report.md, the figure where matplotlib is there, and report.json last: with it a run is finished."""
     directory = Path(directory)
+    write_scores(scores, directory / "scores.jsonl")
     write_text(directory / "report.md", markdown(report))
     write_figure(report, directory / "report.png")
     write_json(directory / "report.json", report)
+
+
+def write_scores(scores: dict[str, dict[str, list[Scores]]], path) -> None:
+    """A line a pair: what the report is computed from. "text" is a hash: equal texts are one cluster."""
+    write_text(path, "".join(json.dumps({
+        "split": split, "group": group, "task": task.task, "domain": task.domain, "text": hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16],
+        "label": int(label), "base": base, "adapter": adapter, **({"references": {name: rounded(P[i]) for name, P in task.references.items()}}
+                                                                    if task.references else {})}) + "\n"
+        for split, groups in scores.items() for group, tasks in groups.items() for task in tasks
+        for i, (text, label, base, adapter) in enumerate(zip(task.clusters, task.labels, map(rounded, task.base), map(rounded, task.adapter)))))
+
+
+def read_scores(path) -> dict[str, dict[str, list[Scores]]]:
+    """What write_scores wrote, to six digits."""
+    tasks = {}
+    for _, line in read_jsonl(path):
+        tasks.setdefault((line["split"], line["group"], line["task"], line["domain"]), []).append(line)
+    scores = {}
+    for (split, group, task, domain), lines in tasks.items():
+        label, text, base, adapter = (np.array([line[key] for line in lines]) for key in ("label", "text", "base", "adapter"))
+        references = {name: np.array([line["references"][name] for line in lines]) for name in lines[0].get("references", ())}
+        scores.setdefault(split, {}).setdefault(group, []).append(Scores(task, domain, label, text, base, adapter, references=references))
+    return scores
+
+
+def rounded(P) -> list[float]:
+    return [float(f"{value:.6g}") for value in P]
 
 
 # ---- text ----------------------------------------------------------------------------------------------------------------
@@ -78,13 +112,28 @@ def summary_rows(report: dict) -> list[list[str]]:
 HEADER = ["split", "tasks", "pairs", "perf base", "adapter", "AUROC base", "adapter", "uplift", "95% interval", "chance"]
 
 
+def notes(report: dict) -> list[str]:
+    """What the table does not say: how well-formed what the model wrote is, and what summaries stand between."""
+    lines = []
+    for split, part in report["splits"].items():
+        base, adapter = part["mean"]["base"], part["mean"]["adapter"]
+        if "well_formed" in base:
+            lines.append(f"{split}: well-formed {number(base['well_formed'])} base, {number(adapter['well_formed'])} adapter")
+        if "references" in part["mean"]:
+            lines[-1] += "".join(f"; AUROC of the base on {name} {number(value)}" for name, value in part["mean"]["references"].items())
+    masses = [entry["adapter"]["label_mass"] for part in report["splits"].values() for entry in part["tasks"] if "label_mass" in entry["adapter"]]
+    if masses:
+        lines.append(f"labels' share of the probability at the answer: {min(masses):.3f} or more in each task (adapter)")
+    return lines
+
+
 def table(report: dict) -> str:
-    """What train.py prints: one line a group, AUROC uplift with its interval."""
+    """What train.py prints: one line a group, AUROC uplift with its interval; then the notes."""
     rows = [HEADER, *summary_rows(report)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADER))]
     lines = ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths)))
              for row in rows]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *notes(report)])
 
 
 def verdict_line(report: dict) -> str:
@@ -101,7 +150,8 @@ def markdown(report: dict) -> str:
         return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
 
     parts = [f"# {report['model']}, seed {report['seed']}", verdict_line(report) + ".", lines(HEADER, summary_rows(report)),
-             "Uplift is adapter minus base in AUROC; intervals are paired bootstraps over transcripts."]
+             "Uplift is adapter minus base in AUROC; intervals are paired bootstraps over transcripts.",
+             *(f"- {line}" for line in notes(report))]
     columns = [f"{key} {which}" for key in ("perf", "AUROC", "Brier", "ECE") for which in ("base", "adapter")]
     header = ["task", "group", "n", "positives", *columns, "uplift", "95% interval"]
     for split, part in report["splits"].items():

@@ -13,9 +13,11 @@ from pathlib import Path
 
 from minimon.files import read_rows, read_toml
 
-SPLITS = ("trained", "new_domain", "new_prompt")      # read off one position; thinking and summary, which decode first, are to come
+DECODING = {"thinking": 1024, "summary": 256}         # splits in which the model writes first: max_new_tokens if not given
+SPLITS = ("trained", "new_domain", "new_prompt", *DECODING)
+SCHEDULES = ("none", "joint", "after", "only")         # of instruction-following training
 SIDES = ("train", "validation", "test")
-TASK_KEYS = {"name", "domain", "prompt", "rows", "text", "label", "labels", "skip", "split"}
+TASK_KEYS = {"name", "domain", "prompt", "prompt_position", "rows", "text", "label", "labels", "skip", "split"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class Task:
     skip: tuple = ()                           # values whose rows are left out
     split: str | dict = field(default_factory=lambda: {"train": 0.8, "validation": 0.0, "test": 0.2}, hash=False)
     where: str = ""                            # the task file
+    prompt_position: str = "before"            # the text, as a turn of its own; or "after" it, in the same turn
 
     @cached_property
     def rows(self) -> list[Row]:
@@ -96,6 +99,24 @@ class Task:
 
 
 @dataclass(frozen=True)
+class Instruct:
+    """Instruction-following data of a mixture, and when to train on it unless --instruct says so."""
+
+    path: Path
+    schedule: str = "none"
+    fraction: float = 0.25                     # of a step's rows, where trained jointly
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a split may set for itself."""
+
+    rows: int | None                           # a task
+    max_new_tokens: int | None = None          # where the model writes first
+    prompt: str = "Summarize the text."        # what the summary split asks for
+
+
+@dataclass(frozen=True)
 class Mixture:
     name: str
     path: Path
@@ -105,13 +126,16 @@ class Mixture:
     eval_rows: int | None                      # rows an evaluation task
     balance: bool                              # equally many rows of each label
     splits: dict[str, dict[str, list[Task]]]   # split -> group -> tasks; a split without groups has the group ""
+    options: dict[str, Options]                # split -> its own settings
+    instruct: Instruct | None
 
     def train_rows(self, task: Task, seed: int) -> list[Row]:
         return task.select("train", self.cap, balance=self.balance, seed=seed)
 
-    def test_rows(self, task: Task) -> list[Row]:
+    def test_rows(self, task: Task, split: str = "") -> list[Row]:
         """The same for every seed, so that runs are compared on the same rows."""
-        return task.select("test", self.eval_rows, balance=self.balance, seed="eval")
+        count = self.options[split].rows if split in self.options else self.eval_rows
+        return task.select("test", count, balance=self.balance, seed="eval")
 
 
 def load_task(path, name: str | None = None) -> Task:
@@ -145,6 +169,8 @@ def make_task(table: dict, path: Path) -> Task:
         problems.append(f"expected labels = {{ Yes = [values], No = [values] }}, two or more, got {labels!r}")
     elif any(same(a, b) for i, one in enumerate(labels.values()) for other in list(labels.values())[i + 1:] for a in one for b in other):
         problems.append("expected each value under one label, got the same value under two")
+    if table.get("prompt_position", "before") not in ("before", "after"):
+        problems.append(f'expected prompt_position = "before" or "after" (the text), got {table["prompt_position"]!r}')
     if not isinstance(table.get("skip", []), list):
         problems.append(f"expected a list for skip, got {table['skip']!r}")
     split = table.get("split", {"train": 0.8, "test": 0.2})
@@ -155,7 +181,7 @@ def make_task(table: dict, path: Path) -> Task:
     if problems:
         raise ValueError(f"{where}: {'; '.join(problems)}")
     return Task(table["name"], table["domain"], table["prompt"], path.parent / table["rows"], table["text"], table["label"],
-                labels, tuple(table.get("skip", ())), split, str(path))
+                labels, tuple(table.get("skip", ())), split, str(path), table.get("prompt_position", "before"))
 
 
 def load_mixture(path) -> Mixture:
@@ -167,29 +193,53 @@ def load_mixture(path) -> Mixture:
     train, evaluation = data.get("train"), data.get("eval")
     if not isinstance(train, dict) or not isinstance(evaluation, dict):
         raise ValueError(f"{path}: expected tables [train] and [eval], got {', '.join(data) or 'nothing'}")
-    unknown = set(data) - {"name", "train", "eval"} | {f"train.{key}" for key in set(train) - {"tasks", "weights", "cap", "balance"}} \
+    unknown = set(data) - {"name", "train", "instruct", "eval"} | {f"train.{key}" for key in set(train) - {"tasks", "weights", "cap", "balance"}} \
         | {f"eval.{key}" for key in set(evaluation) - {"rows", *SPLITS}}
     if unknown:
         raise ValueError(f"{path}: unknown keys {', '.join(sorted(unknown))}; the splits of eval are {', '.join(SPLITS)}")
-    splits = {}
+    splits, options, rows = {}, {}, count(evaluation.get("rows"), path, "eval.rows")
     for split in SPLITS:
         if split in evaluation:
             groups = evaluation[split]
-            if not isinstance(groups, dict) or not groups:
-                raise ValueError(f"{path}: eval.{split}: expected tasks = [...] or a group = [...], got {groups!r}")
+            options[split] = split_options(split, groups, rows, path)
+            groups = {group: entries for group, entries in groups.items() if group not in OPTIONS}
+            if not groups:
+                raise ValueError(f"{path}: eval.{split}: expected tasks = [...] or a group = [...], got neither")
             splits[split] = {"" if group == "tasks" else group: find_tasks(entries, path, f"eval.{split}.{group}", files)
                              for group, entries in groups.items()}
     mixture = Mixture(
         str(data.get("name", path.stem)), path, find_tasks(train.get("tasks"), path, "train.tasks", files), dict(train.get("weights", {})),
-        count(train.get("cap"), path, "train.cap"), count(evaluation.get("rows"), path, "eval.rows"),
-        bool(train.get("balance", True)), splits)
+        count(train.get("cap"), path, "train.cap"), rows, bool(train.get("balance", True)), splits, options,
+        instruct_table(data["instruct"], path) if "instruct" in data else None)
     check_mixture(mixture)
     return mixture
 
 
+OPTIONS = ("rows", "max_new_tokens", "prompt")
+
+
+def split_options(split: str, table, rows: int | None, path: Path) -> Options:
+    if not isinstance(table, dict):
+        raise ValueError(f"{path}: eval.{split}: expected tasks = [...] or a group = [...], got {table!r}")
+    if not isinstance(table.get("prompt", ""), str) or "prompt" in table and split != "summary":
+        raise ValueError(f"{path}: eval.{split}.prompt: expected a text, in eval.summary alone; got {table['prompt']!r}")
+    tokens = count(table.get("max_new_tokens", DECODING.get(split)), path, f"eval.{split}.max_new_tokens")
+    return Options(count(table.get("rows", rows), path, f"eval.{split}.rows"), tokens, table.get("prompt", Options.prompt))
+
+
+def instruct_table(table, path: Path) -> Instruct:
+    if not isinstance(table, dict) or not isinstance(table.get("rows"), str) or set(table) - {"rows", "schedule", "fraction"}:
+        raise ValueError(f'{path}: instruct: expected rows = "FILE.jsonl", and schedule or fraction; got {table!r}')
+    instruct = Instruct(path.parent / table["rows"], *(table.get(key, getattr(Instruct, key)) for key in ("schedule", "fraction")))
+    if instruct.schedule not in SCHEDULES or not isinstance(instruct.fraction, float) or not 0 < instruct.fraction < 1:
+        raise ValueError(f"{path}: instruct: expected a schedule of {', '.join(SCHEDULES)} and a fraction in (0, 1); "
+                         f"got {instruct.schedule!r} and {instruct.fraction!r}")
+    return instruct
+
+
 def count(value, path, key):
     if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 2):
-        raise ValueError(f"{path}: {key}: expected a number of rows from 2, got {value!r}")
+        raise ValueError(f"{path}: {key}: expected a number from 2, got {value!r}")
     return value
 
 
@@ -227,13 +277,13 @@ def check_mixture(mixture: Mixture) -> None:
     texts = {row.text: row for task in {task.path: task for task in mixture.train}.values() for row in task.rows if row.side == "train"}
     for split, groups in mixture.splits.items():
         for task in (task for tasks in groups.values() for task in tasks):
-            problems += empty_classes(task, "test", mixture.test_rows(task))
+            problems += empty_classes(task, "test", mixture.test_rows(task, split))
             trained = prompts.get(normal(task.prompt))
             if split.startswith("new_") and trained:
                 problems.append(f"{split}: the prompt of {task.name!r} was trained on (task {trained.name!r})")
             if split == "trained" and not trained:
                 problems.append(f"trained: the prompt of {task.name!r} is not trained on")
-            leaked = next((row for row in mixture.test_rows(task) if row.text in texts), None)
+            leaked = next((row for row in mixture.test_rows(task, split) if row.text in texts), None)
             if leaked:
                 problems.append(f"{split}: test row {leaked.where} of {task.name!r} is also a training row, {texts[leaked.text].where}")
     if problems:

@@ -13,6 +13,7 @@ import json
 import re
 from contextlib import suppress
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 
 import jinja2
@@ -114,6 +115,17 @@ class Tokenizer:
                 raise ValueError(f"labels {labels[ids.index(token)]!r} and {label!r}: expected a token of its own for each, "
                                  f"got {token} for both; choose another word for one")
         return ids
+
+    @cached_property
+    def think_end(self) -> int | None:
+        """The control token that closes a thought; None where the tokenizer has none."""
+        return self.control.get("</think>")
+
+    @cached_property
+    def close_thought(self) -> list[int]:
+        """What stands between a thought and the answer after it."""
+        prompt, _, _ = self.turn([{"role": "user", "content": "x"}], True)
+        return self.follow(prompt, "</think>\n\n")
 
     def decode(self, ids: list[int]) -> str:
         return self.plain.decode(list(ids), skip_special_tokens=False)

@@ -1,0 +1,70 @@
+"""Unsupervised elicitation: the model's own answers with thinking become the labels that it is trained on without thinking."""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+
+from minimon.evaluate import think
+from minimon.files import read_jsonl, write_text
+from minimon.metrics import auroc
+from minimon.tasks import Mixture, Row
+
+
+def unlabelled_rows(mixture: Mixture, seed: int) -> dict[str, list[Row]]:
+    """Training rows of each task as they come, not balanced: that would need the labels."""
+    return {task.name: task.select("train", mixture.cap, balance=False, seed=seed) for task in mixture.train}
+
+
+def self_labels(model, tokenizer, mixture: Mixture, seed: int, *, samples: int, max_new_tokens: int, batch_tokens=None, on_rows=None) -> list[dict]:
+    """{"task", "where", "P", "label", "well_formed", "gold"} of each row; P(label) is the mean over `samples` thoughts (1: greedy).
+
+    `gold` is not used, only kept to tell how good the labels are."""
+    labels, generator = [], torch.Generator(model.lm_head.weight.device).manual_seed(seed)
+    rows = unlabelled_rows(mixture, seed)
+    for task in mixture.train:
+        texts, P, formed = [row.text for row in rows[task.name]], 0, 0
+        for _ in range(samples):
+            reading, ended = think(model, tokenizer, task, texts, max_new_tokens=max_new_tokens, temperature=float(samples > 1),
+                                   generator=generator, batch_tokens=batch_tokens, on_rows=on_rows)
+            P, formed = P + reading.P / samples, formed + ended / samples
+        names = list(task.labels)
+        labels += [{"task": task.name, "where": row.where, "P": [round(value, 6) for value in p.tolist()], "label": names[int(p.argmax())],
+                    "well_formed": float(share), "gold": names[row.label]} for row, p, share in zip(rows[task.name], P, formed)]
+    return labels
+
+
+def labelled_rows(mixture: Mixture, seed: int, labels: list[dict]) -> dict[str, list[Row]]:
+    """The rows under these labels, equally many of each where every label was given (all of them where one was not)."""
+    given, chosen = {(label["task"], label["where"]): label["label"] for label in labels}, {}
+    for task in mixture.train:
+        names = list(task.labels)
+        rows = [replace(row, label=names.index(given[task.name, row.where])) for row in unlabelled_rows(mixture, seed)[task.name]]
+        pools = [[row for row in rows if row.label == label] for label in range(len(names))]
+        each = min(map(len, pools)) if mixture.balance else 0
+        chosen[task.name] = [row for pool in pools for row in pool[:each]] or rows
+        random.Random(f"self-{seed}-{task.name}").shuffle(chosen[task.name])
+    return chosen
+
+
+def label_quality(labels: list[dict], mixture: Mixture) -> dict:
+    """How good the labels are against gold ones that nothing was trained on: share right, AUROC (mean over tasks), share well-formed."""
+    areas, trained = [], {task.name: list(task.labels)[0] for task in mixture.train}
+    for name, positive in trained.items():
+        of_task = [label for label in labels if label["task"] == name]
+        areas.append(auroc(np.array([label["P"][0] for label in of_task]), np.array([label["gold"] == positive for label in of_task])))
+    areas = [area for area in areas if area is not None]
+    return {"rows": len(labels), "right": fmean(label["label"] == label["gold"] for label in labels), "auroc": fmean(areas) if areas else None,
+            "well_formed": fmean(label["well_formed"] for label in labels)}
+
+
+def save_labels(labels: list[dict], path: Path) -> None:
+    write_text(path, "".join(json.dumps(label, ensure_ascii=False) + "\n" for label in labels))
+
+
+def load_labels(path: Path) -> list[dict]:
+    return [label for _, label in read_jsonl(path)]

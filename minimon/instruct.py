@@ -1,0 +1,62 @@
+"""Instruction-following data: conversations as JSONL chat messages, read and checked; and their loss over the assistant's last turn."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from minimon.files import read_jsonl
+from minimon.loss import response_loss
+
+
+@dataclass(frozen=True)
+class Conversation:
+    messages: tuple[dict, ...]                 # role, content and perhaps reasoning_content; the last is the assistant's
+    where: str                                 # file:line
+
+    @property
+    def text(self) -> str:
+        """All that is said, for sorting by length and for the check against evaluation prompts."""
+        return "\n".join(message["content"] for message in self.messages)
+
+
+def load_conversations(path, refused=()) -> list[Conversation]:
+    """Lines {"messages": [{"role", "content"}, ...]} that end with an assistant's turn. Raises ValueError naming file and line,
+    also for one that holds a `refused` prompt, since what is evaluated must not be trained on."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: expected a file of conversations, found none")
+    conversations, refused = [], {" ".join(prompt.casefold().split()): prompt for prompt in refused}
+    for number, record in read_jsonl(path):
+        where, messages = f"{path}:{number}", record.get("messages")
+        if not isinstance(messages, list) or len(messages) < 2 or not all(isinstance(message, dict) for message in messages):
+            raise ValueError(f'{where}: expected {{"messages": [...]}} of two turns or more, got {str(record)[:80]}')
+        if not all(isinstance(message.get("content"), str) for message in messages) or messages[-1].get("role") != "assistant":
+            raise ValueError(f"{where}: expected turns with text as content, the last of them the assistant's; got {str(messages[-1])[:80]}")
+        conversations.append(Conversation(tuple(messages), where))
+        said = " ".join(conversations[-1].text.casefold().split())
+        if found := next((refused[prompt] for prompt in refused if prompt in said), None):
+            raise ValueError(f"{where}: expected no prompt of the evaluation, got {found!r}; take the line out")
+    if not conversations:
+        raise ValueError(f"{path}: expected conversations, got an empty file")
+    return conversations
+
+
+def conversation_loss(model, tokenizer, conversations: list[Conversation]):
+    """Mean cross-entropy over all tokens of the assistants' last turns -> (loss (), tokens that went through the model)."""
+    parts = []
+    for conversation in conversations:
+        thinking = any(message.get("reasoning_content") for message in conversation.messages[-1:])
+        try:
+            parts.append(tokenizer.chat(list(conversation.messages), thinking=thinking))
+        except ValueError as error:
+            raise ValueError(f"{conversation.where}: {error}") from error
+    device = model.lm_head.weight.device
+    tokens = torch.zeros(len(parts), max(len(ids) for ids, _ in parts), dtype=torch.long)          # (B, T), right-padded
+    said = torch.zeros(tokens.shape, dtype=torch.bool)
+    for i, (ids, (start, stop)) in enumerate(parts):
+        tokens[i, :len(ids)] = torch.tensor(ids)
+        said[i, start:stop] = True
+    tokens, said = tokens.to(device), said.to(device)
+    hidden = model(tokens[:, :-1])[said[:, 1:]]                                                    # (n, C) before each token said
+    loss = response_loss(hidden, model.lm_head.weight, tokens[:, 1:][said[:, 1:]], scale=1 / model.config.logits_scaling)
+    return loss, sum(len(ids) for ids, _ in parts)
