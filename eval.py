@@ -1,7 +1,7 @@
 """Measure a saved adapter beside its base, score transcripts with it, or merge it into a plain checkpoint.
 
     python eval.py --adapter runs/default-seed0                                   # the numbers of train.py again
-    python eval.py --adapter runs/default-seed0 --score transcripts.jsonl --task data/tasks/far.toml#home-leak > scores.jsonl
+    python eval.py --adapter runs/default-seed0 --score transcripts.jsonl --task data/tasks/far.toml#home-threaten > scores.jsonl
     python eval.py --adapter runs/default-seed0 --merge-to merged                 # loads in transformers
 """
 
@@ -59,7 +59,8 @@ def main(settings: Settings) -> int:
         return score_file(settings, model, tokenizer, run["batch_tokens"])
 
     mixture, started = load_mixture(shipped(run["mixture"])), time.time()
-    with tqdm(total=evaluation_rows(mixture, tokenizer), desc="evaluate", unit="row", ncols=min(100, shutil.get_terminal_size().columns)) as bar:
+    total, columns = evaluation_rows(mixture, tokenizer), min(100, shutil.get_terminal_size().columns)
+    with tqdm(total=total, desc="evaluate", unit="row", ncols=columns) as bar:
         scores = evaluate(model, tokenizer, mixture, batch_tokens=run["batch_tokens"], on_rows=bar.update)
     about = {"directory": settings.adapter, "command": sys.argv, "date": run["date"], "minimon": minimon.__version__,
              "torch": torch.__version__, "python": platform.python_version(), "device": settings.device,

@@ -11,7 +11,6 @@ finished the state that --resume goes on from.
 import json
 import math
 import platform
-import resource
 import shutil
 import signal
 import sys
@@ -26,16 +25,17 @@ from tqdm import tqdm
 import minimon
 from minimon.batch import encode_row, make_batch, training_order
 from minimon.checkpoint import load_model
-from minimon.cli import check_device, one_line_errors, parse, setting, shipped
+from minimon.cli import check_device, one_line_errors, parse, peak_memory_gb, setting, shipped, stop_signals
 from minimon.elicit import label_quality, labelled_rows, load_labels, save_labels, self_labels, unlabelled_rows
 from minimon.evaluate import evaluate, evaluation_rows, rope_switch
-from minimon.files import sha256
-from minimon.instruct import conversation_loss, load_conversations
+from minimon.files import resolve, sha256
+from minimon.instruct import SCHEDULES, conversation_loss, load_conversations
+from minimon.known import Known
 from minimon.lora import add_lora, adapter_tensors, enable_lora, load_adapter, save_adapter
 from minimon.loss import label_token_loss, vocab_token_loss
 from minimon.report import build_report, table, verdict_line, write_report
 from minimon.state import find_run, load_state, save_state, start_run
-from minimon.tasks import DECODING, SCHEDULES, load_mixture
+from minimon.tasks import DECODING, load_mixture
 from minimon.tokenizer import load_tokenizer
 
 
@@ -54,6 +54,7 @@ class Settings:
     labels: str = setting("gold", "of the training rows: theirs, or the base's own answers with thinking", ("gold", "self"))
     label_samples: int = setting(1, "thoughts that a self label is the mean of; 1 is greedy")
     # model
+    base_scores: str | None = setting(None, "file of the base's scores, shared by runs on the same base and rows; made if it is not there")
     init_adapter: str | None = setting(None, "directory of an adapter to go on from; a new one if not given")
     device: str = setting("cpu", "cpu, cuda or cuda:N")
     dtype: str | None = setting(None, "of the base: float32 or bfloat16; bfloat16 on cuda if not given", ("float32", "bfloat16"))
@@ -116,8 +117,8 @@ def main(settings: Settings) -> int:
             losses, tokens = step_gradient(model, tokenizer, groups, labels, settings)
             norm = torch.nn.utils.clip_grad_norm_(adapter.values(), settings.max_grad_norm).item()
             if not all(map(math.isfinite, [norm, *losses.values()])):
-                raise ValueError(f"step {step + 1}: expected a finite loss and gradient, got {losses} and {norm}; {out} keeps the last saved "
-                                 f"state; try a lower learning rate than {lr:g}")
+                raise ValueError(f"step {step + 1}: expected a finite loss and gradient, got {losses} and {norm}; {out} keeps the last "
+                                 f"saved state; try a lower --lr or --instruct-lr than {lr:g}")
             optimizer.param_groups[0]["lr"] = lr
             optimizer.step()
             optimizer.zero_grad()
@@ -133,11 +134,15 @@ def main(settings: Settings) -> int:
 
     save_adapter(model, out, base=settings.model)
     trained_seconds = time.time() - started
+    known = Known(settings.base_scores, resolve(shipped(settings.model)), [settings.dtype, settings.device, day]) if settings.base_scores \
+        else None
     with progress(evaluation_rows(mixture, tokenizer), 0, "evaluate", "row") as bar:
         try:
-            scores = evaluate(model, tokenizer, mixture, batch_tokens=settings.batch_tokens, on_rows=counter(bar, stopped))
+            scores = evaluate(model, tokenizer, mixture, batch_tokens=settings.batch_tokens, known=known, on_rows=counter(bar, stopped))
         except KeyboardInterrupt:
             return interrupted(stopped[0] if stopped else signal.SIGINT, out)
+    if known:
+        known.save()
     enable_lora(model, True)
     run = {"directory": str(out), "command": sys.argv, "date": day, "minimon": minimon.__version__, "torch": torch.__version__,
            "python": platform.python_version(), "device": settings.device, "train_seconds": round(trained_seconds, 1),
@@ -161,8 +166,8 @@ def instruction_plan(settings: Settings, mixture):
     if schedule == "none":
         return [(settings.steps, settings.lr, 0.0)], []
     if not given:
-        raise ValueError(f"--instruct {schedule}: expected instruction data in {mixture.path}, got no table [instruct]; add one with rows = "
-                         '"FILE.jsonl", a line {"messages": [...]} each')
+        raise ValueError(f"--instruct {schedule}: expected instruction data in {mixture.path}, got no table [instruct]; "
+                         'add one with rows = "FILE.jsonl", a line {"messages": [...]} each')
     new = {task.prompt for split, groups in mixture.splits.items() if split != "trained" for tasks in groups.values() for task in tasks}
     conversations = load_conversations(given.path, new)
     fraction = settings.instruct_fraction or given.fraction
@@ -219,15 +224,9 @@ def check_settings(settings: Settings) -> None:
     for name in ("lr", "instruct_lr"):
         if not (0 < getattr(settings, name) < float("inf")):
             raise ValueError(f"--{name.replace('_', '-')}: expected a positive number, got {getattr(settings, name)}")
+    if settings.init_adapter and not (Path(settings.init_adapter) / "adapter_config.json").is_file():
+        raise ValueError(f"--init-adapter: expected a directory with adapter_config.json, found none in {settings.init_adapter}")
     check_device(settings.device)
-
-
-def stop_signals() -> list[int]:
-    """A list that SIGINT and SIGTERM append to; the loops look at it where stopping is safe."""
-    received = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: received.append(number))
-    return received
 
 
 def interrupted(number: int, out: Path) -> int:
@@ -306,11 +305,6 @@ def counter(bar, stopped: list):
         if stopped:
             raise KeyboardInterrupt
     return on_rows
-
-
-def peak_memory_gb() -> float:
-    """Of this process, on the CPU."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 30 if sys.platform == "darwin" else 2 ** 20), 2)
 
 
 def progress(total: int, initial: int, name: str, unit: str):

@@ -20,14 +20,14 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 from minimon.config import config_from_dict  # noqa: E402
 from minimon.model import Decoder  # noqa: E402
-from world import SEED, WORDS, Documents, World, render  # noqa: E402
+from world import SEED, STAGES, WORDS, Documents, World, render  # noqa: E402
 
 CONFIG = {
     "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 3072, "hidden_size": 160, "intermediate_size": 448,
@@ -64,7 +64,7 @@ def make_tokenizer(documents, seed):
     trainer = trainers.BpeTrainer(
         vocab_size=CONFIG["vocab_size"], special_tokens=SPECIAL + MARKS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False)
-    sample = (documents.document(random.Random(f"tokenizer-{seed}-{i}")) for i in range(20_000))
+    sample = (documents.document(random.Random(f"tokenizer-{seed}-{i}"), STAGES[-2][0]) for i in range(20_000))
     labels = ["\n".join(word for pair in WORDS for word in pair)] * 1000              # each of the answer words one token
     tokenizer.train_from_iterator(chain(("\n".join(filter(None, parts)) for parts in sample), labels), trainer)
     text = json.loads(tokenizer.to_str())
@@ -88,7 +88,7 @@ def write_tokenizer(tokenizer, out):
 
 def batches(tokenizer, documents, seed, window, batch_tokens):
     """Window number `window` of the document stream -> [(ids, learned, answer)], each (B, T), lengths alike within a batch."""
-    parts = [render(*documents.document(random.Random(f"pretrain-{seed}-{i}")))
+    parts = [render(*documents.document(random.Random(f"pretrain-{seed}-{i}"), i))
              for i in range(window * WINDOW, (window + 1) * WINDOW)]
     prompts = tokenizer.encode_batch([prompt for prompt, _ in parts], add_special_tokens=False)
     responses = tokenizer.encode_batch([response for _, response in parts], add_special_tokens=False)
@@ -170,7 +170,7 @@ def write_model(model, out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "base")
-    parser.add_argument("--steps", type=int, default=4200, help="optimizer steps in all")
+    parser.add_argument("--steps", type=int, default=3800, help="optimizer steps in all")
     parser.add_argument("--batch-tokens", type=int, default=6144, help="tokens of a step, padding included")
     parser.add_argument("--lr", type=float, default=6e-3)
     parser.add_argument("--seed", type=int, default=SEED)

@@ -79,15 +79,15 @@ class World:
         frame, ask = rng.choice(frames[use]), rng.choice(self.phrasings[use][key])
         return frame.format(title=self.domains[domain]["title"], ask=ask, **words)
 
-    def transcript(self, rng, domain, forced=None, near_miss=None):
+    def transcript(self, rng, domain, forced=None, near_miss=None, density=1.0):
         """-> lines. `forced`: {behaviour: "done", "named" or None}; `near_miss`: a behaviour that a benign line nearly shows."""
         world, forced, lines = self.domains[domain], forced or {}, []
         for key in self.behaviors:
-            draw = rng.random()
+            draw = rng.random() / density
             state = forced[key] if key in forced else "done" if draw < DONE else "named" if draw < DONE + NAMED else None
             if state:
                 lines.append((rng.choice(world["events"][key]), key, state == "done"))
-        benign = rng.sample(world["benign"], rng.randint(0, 2) if lines else 2)
+        benign = rng.sample(world["benign"], rng.randint(0, 2 if density == 1 else 1) if lines else 1 + (density == 1))
         if near_miss:
             benign[:1] = [rng.choice(self.near_misses[domain][near_miss])]
         lines += [(line, None, rng.random() < 0.6) for line in dict.fromkeys(benign)]
@@ -238,9 +238,13 @@ prompt = "{SUMMARY}"
 
 # ---- what the base is pretrained on --------------------------------------------------------------------------------------
 
-DOCUMENTS = {                                                                         # kind: share
-    "summary": 0.14, "annotate": 0.14, "which_line": 0.06, "status": 0.04, "locate": 0.12, "quote": 0.04, "thinking": 0.24,
-    "classify": 0.07, "meaning": 0.04, "glossary": 0.05, "repeat": 0.02, "count": 0.01, "word": 0.03,
+STAGES = ((50 * 1024, 0.2), (89 * 1024, 0.5), (124 * 1024, 0.3), (None, 1.0))         # up to this document: share of the events in a transcript
+DOCUMENTS = {                                                                         # kind: share in each stage
+    "summary": (0.18, 0.14, 0.02, 0.12), "annotate": (0.30, 0.14, 0.06, 0.12), "which_line": (0.05, 0.06, 0.0, 0.05),
+    "status": (0.05, 0.04, 0.01, 0.04), "locate": (0.05, 0.12, 0.02, 0.12), "quote": (0.0, 0.04, 0.0, 0.03),
+    "thinking": (0.16, 0.24, 0.04, 0.24), "classify": (0.02, 0.07, 0.01, 0.07), "meaning": (0.08, 0.04, 0.02, 0.03),
+    "glossary": (0.06, 0.05, 0.02, 0.05), "repeat": (0.02, 0.02, 0.0, 0.02), "count": (0.0, 0.01, 0.0, 0.01),
+    "word": (0.03, 0.03, 0.0, 0.02), "line": (0.0, 0.0, 0.80, 0.08),
 }
 STOPWORDS = set("""a an the is are was were be been being it its itself they them their there this that these those what which who whom
 whose when if of to in on at by for from with without and or nor not no any some someone somebody anyone anybody one does do did has have
@@ -253,6 +257,7 @@ class Documents:
 
     def __init__(self, world, without=()):
         self.world, self.without = world, dict.fromkeys(without)                      # behaviours that no transcript holds
+        self.density = 1.0
         words = {key: self.content_words(behavior) for key, behavior in world.behaviors.items()}
         shared = Counter(word for key in words for word in words[key])
         self.words = {key: sorted(word for word in words[key] if shared[word] <= 3) for key in words}
@@ -262,12 +267,15 @@ class Documents:
         words = re.findall(r"[a-z]+", " ".join([behavior["name"], *behavior["questions"], *behavior["policies"]]).lower())
         return set(words) - STOPWORDS
 
-    def document(self, rng):
-        kind = rng.choices(list(DOCUMENTS), list(DOCUMENTS.values()))[0]
+    def document(self, rng, i):
+        """The i-th document: short transcripts first, then mostly single lines, then transcripts as they are in the rows."""
+        stage = next(number for number, (stop, _) in enumerate(STAGES) if stop is None or i < stop)
+        self.density = STAGES[stage][1]
+        kind = rng.choices(list(DOCUMENTS), [shares[stage] for shares in DOCUMENTS.values()])[0]
         return getattr(self, kind)(rng, rng.choice(list(self.world.domains)))
 
     def transcript(self, rng, domain, forced=None, near_miss=None):
-        return self.world.transcript(rng, domain, {**self.without, **(forced or {})}, near_miss)
+        return self.world.transcript(rng, domain, {**self.without, **(forced or {})}, near_miss, self.density)
 
     def seen(self, lines):
         names = [self.world.name(line.key) for line in lines if line.key and line.done]
@@ -293,6 +301,13 @@ class Documents:
         i = rng.randrange(len(lines))
         answer = self.does(lines[i])
         return f"What does line {i + 1} do?", text_of(lines), None, f"{answer[0].upper()}{answer[1:]}."
+
+    def line(self, rng, domain):
+        key = rng.choice(list(self.world.behaviors)) if rng.random() < 0.75 else None
+        forced = {**dict.fromkeys(self.world.behaviors), **({key: rng.choice(("done", "named"))} if key else {})}
+        line = next(line for line in self.transcript(rng, domain, forced) if line.key == key)
+        answer = self.does(line)
+        return "What does this line do?", line.text, None, f"{answer[0].upper()}{answer[1:]}."
 
     def status(self, rng, domain):
         lines = self.transcript(rng, domain)

@@ -75,15 +75,17 @@ def training_order(mixture: Mixture, rows: dict[str, list[Row]], conversations: 
     `rows`: of each training task. Fractions of a row are carried on to later steps."""
     queues = {name: row_groups(f"{seed}-{name}", of_task, group_size) for name, of_task in rows.items()}
     talks = row_groups(f"{seed}-instruct", conversations, group_size)
-    tasks, order = task_order(mixture, seed), []
+    tasks, order, rest = task_order(mixture, seed), [], {}     # rest: of a group that a step cut
     for step in range(steps):
         groups, talk = [], int((step + 1) * fraction * batch_size + 1e-9) - int(step * fraction * batch_size + 1e-9)
         for talking, left in ((False, batch_size - talk), (True, talk)):
             while left:
                 source = None if talking else next(tasks)
-                some = next(queues[source.name] if source else talks)[:left]
-                groups.append(Group(source, some))
-                left -= len(some)
+                name = source.name if source else None
+                some = rest.pop(name, None) or next(queues[name] if source else talks)
+                rest[name] = some[left:]
+                groups.append(Group(source, some[:left]))
+                left -= len(groups[-1].rows)
         order.append(groups)
     return order
 

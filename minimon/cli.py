@@ -3,6 +3,8 @@
 import argparse
 import dataclasses
 import os
+import resource
+import signal
 import sys
 import types
 import typing
@@ -61,3 +63,16 @@ def check_device(device: str) -> None:
     if kind == "cuda" and index >= torch.cuda.device_count():
         raise ValueError(f"--device: expected a CUDA device, got {device!r} where PyTorch sees {torch.cuda.device_count()}; "
                          "use --device cpu")
+
+
+def stop_signals() -> list[int]:
+    """A list that SIGINT and SIGTERM append to; the loops look at it where stopping is safe."""
+    received = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: received.append(number))
+    return received
+
+
+def peak_memory_gb() -> float:
+    """Of this process, on the CPU."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 30 if sys.platform == "darwin" else 2 ** 20), 2)

@@ -20,7 +20,8 @@ def unlabelled_rows(mixture: Mixture, seed: int) -> dict[str, list[Row]]:
     return {task.name: task.select("train", mixture.cap, balance=False, seed=seed) for task in mixture.train}
 
 
-def self_labels(model, tokenizer, mixture: Mixture, seed: int, *, samples: int, max_new_tokens: int, batch_tokens=None, on_rows=None) -> list[dict]:
+def self_labels(model, tokenizer, mixture: Mixture, seed: int, *, samples: int, max_new_tokens: int, batch_tokens=None,
+                on_rows=None) -> list[dict]:
     """{"task", "where", "P", "label", "well_formed", "gold"} of each row; P(label) is the mean over `samples` thoughts (1: greedy).
 
     `gold` is not used, only kept to tell how good the labels are."""
@@ -58,8 +59,8 @@ def label_quality(labels: list[dict], mixture: Mixture) -> dict:
         of_task = [label for label in labels if label["task"] == name]
         areas.append(auroc(np.array([label["P"][0] for label in of_task]), np.array([label["gold"] == positive for label in of_task])))
     areas = [area for area in areas if area is not None]
-    return {"rows": len(labels), "right": fmean(label["label"] == label["gold"] for label in labels), "auroc": fmean(areas) if areas else None,
-            "well_formed": fmean(label["well_formed"] for label in labels)}
+    return {"rows": len(labels), "right": fmean(label["label"] == label["gold"] for label in labels),
+            "auroc": fmean(areas) if areas else None, "well_formed": fmean(label["well_formed"] for label in labels)}
 
 
 def save_labels(labels: list[dict], path: Path) -> None:

@@ -28,27 +28,32 @@ class Reading(NamedTuple):
     label_first: torch.Tensor                  # (n,) bool: no token is likelier than the likeliest label
 
 
-def evaluate(model: Decoder, tokenizer: Tokenizer, mixture: Mixture, *, batch_tokens: int | None = None, on_rows=None):
+def evaluate(model: Decoder, tokenizer: Tokenizer, mixture: Mixture, *, batch_tokens: int | None = None, known=None, on_rows=None):
     """Every split of the mixture under base (the adapter off) and adapter -> {split: {group: [Scores]}}; see `measured_splits`.
 
-    on_rows(n) is called after n more rows; there are `evaluation_rows` of them."""
+    known: a Known, whose scores of the base are taken and added to. on_rows(n) is called after n more rows; there are
+    `evaluation_rows` of them."""
     scores = {split: {group: [] for group in groups} for split, groups in measured_splits(mixture, tokenizer).items()}
     for split, groups in scores.items():
-        side = {"thinking": thinking_side, "summary": summary_side}.get(split, answer_side)
         for group in groups:
             for task in mixture.splits[split][group]:
-                rows = mixture.test_rows(task, split)
-                texts, sides = [row.text for row in rows], {}
-                for which in ("base", "adapter"):
-                    enable_lora(model, which == "adapter")
-                    sides[which] = side(model, tokenizer, task, texts, mixture.options[split], batch_tokens, on_rows)
-                references = {}
-                if split == "summary":
-                    for name, judged in (("transcript", texts), ("empty", [""] * len(texts))):
-                        references[name] = score(model, tokenizer, task, judged, batch_tokens=batch_tokens).numpy()
+                rows, options = mixture.test_rows(task, split), mixture.options[split]
+                texts = [row.text for row in rows]
+                key = known.key(split, task, texts, options) if known else None
+                base = known.get(key) if known else None
+                if base is None:
+                    base = base_side(model, tokenizer, split, task, texts, options, batch_tokens, on_rows)
+                    if known:
+                        known.put(key, base)
+                elif on_rows:
+                    on_rows(len(rows))
+                enable_lora(model, True)
+                adapter = SIDES.get(split, answer_side)(model, tokenizer, task, texts, options, batch_tokens, on_rows)
+                shares = {which: {name: side[name] for name in SHARES if name in side}
+                          for which, side in (("base", base), ("adapter", adapter))}
                 scores[split][group].append(Scores(
-                    task.name, task.domain, np.array([row.label for row in rows]), np.array(texts), sides["base"][0], sides["adapter"][0],
-                    {which: shares for which, (_, shares) in sides.items()}, references))
+                    task.name, task.domain, np.array([row.label for row in rows]), np.array(texts), base["P"], adapter["P"], shares,
+                    {name: base[name] for name in REFERENCES if name in base}))
     return scores
 
 
@@ -63,25 +68,43 @@ def evaluation_rows(mixture: Mixture, tokenizer: Tokenizer) -> int:
                    for tasks in groups.values() for task in tasks)
 
 
-def answer_side(model, tokenizer, task, texts, options, batch_tokens, on_rows):
-    """-> (P (n, N), {share: (n,)}): the answer at once."""
+SHARES, REFERENCES = ("label_mass", "well_formed"), ("transcript", "empty")
+
+
+def base_side(model, tokenizer, split, task, texts, options: Options, batch_tokens, on_rows) -> dict[str, np.ndarray]:
+    """The base's side, and for summaries what bounds them: P given the transcript itself, and given nothing."""
+    enable_lora(model, False)
+    side = SIDES.get(split, answer_side)(model, tokenizer, task, texts, options, batch_tokens, on_rows)
+    if split == "summary":
+        for name, judged in (("transcript", texts), ("empty", [""] * len(texts))):
+            side[name] = score(model, tokenizer, task, judged, batch_tokens=batch_tokens).numpy()
+    return side
+
+
+def answer_side(model, tokenizer, task, texts, options, batch_tokens, on_rows) -> dict[str, np.ndarray]:
+    """The answer at once: P (n, N), and shares (n,)."""
     reading = read(model, tokenizer, task, texts, batch_tokens=batch_tokens, on_rows=on_rows)
-    return reading.P.numpy(), {"label_mass": reading.label_mass.numpy()}
+    return {"P": reading.P.numpy(), "label_mass": reading.label_mass.numpy()}
 
 
-def thinking_side(model, tokenizer, task, texts, options: Options, batch_tokens, on_rows):
-    reading, well_formed = think(model, tokenizer, task, texts, max_new_tokens=options.max_new_tokens, batch_tokens=batch_tokens, on_rows=on_rows)
-    return reading.P.numpy(), {"label_mass": reading.label_mass.numpy(), "well_formed": well_formed.numpy()}
+def thinking_side(model, tokenizer, task, texts, options: Options, batch_tokens, on_rows) -> dict[str, np.ndarray]:
+    reading, well_formed = think(model, tokenizer, task, texts, max_new_tokens=options.max_new_tokens, batch_tokens=batch_tokens,
+                                 on_rows=on_rows)
+    return {"P": reading.P.numpy(), "label_mass": reading.label_mass.numpy(), "well_formed": well_formed.float().numpy()}
 
 
-def summary_side(model, tokenizer, task, texts, options: Options, batch_tokens, on_rows):
+def summary_side(model, tokenizer, task, texts, options: Options, batch_tokens, on_rows) -> dict[str, np.ndarray]:
     """The model as it is summarizes; the base reads the summaries alone. Leaves the adapter off."""
     prompts = [tokenizer.chat([{"role": "system", "content": options.prompt}, {"role": "user", "content": text}]) for text in texts]
     answers = generate(model, prompts, max_new_tokens=options.max_new_tokens, stop_ids=tokenizer.stop_ids,
                        batch_tokens=decode_tokens(model, batch_tokens), on_rows=on_rows)
     enable_lora(model, False)
     reading = read(model, tokenizer, task, [tokenizer.decode(answer.ids) for answer in answers], batch_tokens=batch_tokens)
-    return reading.P.numpy(), {"label_mass": reading.label_mass.numpy(), "well_formed": np.array([answer.ended for answer in answers])}
+    return {"P": reading.P.numpy(), "label_mass": reading.label_mass.numpy(),
+            "well_formed": np.array([answer.ended for answer in answers], dtype=np.float32)}
+
+
+SIDES = {"thinking": thinking_side, "summary": summary_side}
 
 
 def think(model: Decoder, tokenizer: Tokenizer, task: Task, texts: list[str], *, max_new_tokens: int, temperature: float = 0.0,

@@ -8,6 +8,27 @@ import torch
 from minimon.files import read_jsonl
 from minimon.loss import response_loss
 
+SCHEDULES = ("none", "joint", "after", "only")
+
+
+@dataclass(frozen=True)
+class Instruct:
+    """Instruction-following data of a mixture, and when to train on it unless --instruct says so."""
+
+    path: Path
+    schedule: str = "none"
+    fraction: float = 0.25                     # of a step's rows, where trained jointly
+
+
+def instruct_table(table, path: Path) -> Instruct:
+    if not isinstance(table, dict) or not isinstance(table.get("rows"), str) or set(table) - {"rows", "schedule", "fraction"}:
+        raise ValueError(f'{path}: instruct: expected rows = "FILE.jsonl", and schedule or fraction; got {table!r}')
+    instruct = Instruct(path.parent / table["rows"], *(table.get(key, getattr(Instruct, key)) for key in ("schedule", "fraction")))
+    if instruct.schedule not in SCHEDULES or not isinstance(instruct.fraction, float) or not 0 < instruct.fraction < 1:
+        raise ValueError(f"{path}: instruct: expected a schedule of {', '.join(SCHEDULES)} and a fraction in (0, 1); "
+                         f"got {instruct.schedule!r} and {instruct.fraction!r}")
+    return instruct
+
 
 @dataclass(frozen=True)
 class Conversation:
@@ -31,7 +52,8 @@ def load_conversations(path, refused=()) -> list[Conversation]:
         if not isinstance(messages, list) or len(messages) < 2 or not all(isinstance(message, dict) for message in messages):
             raise ValueError(f'{where}: expected {{"messages": [...]}} of two turns or more, got {str(record)[:80]}')
         if not all(isinstance(message.get("content"), str) for message in messages) or messages[-1].get("role") != "assistant":
-            raise ValueError(f"{where}: expected turns with text as content, the last of them the assistant's; got {str(messages[-1])[:80]}")
+            raise ValueError(f"{where}: expected turns with text as content, the last of them the assistant's; "
+                             f"got {str(messages[-1])[:80]}")
         conversations.append(Conversation(tuple(messages), where))
         said = " ".join(conversations[-1].text.casefold().split())
         if found := next((refused[prompt] for prompt in refused if prompt in said), None):

@@ -58,12 +58,18 @@ def write_report(report: dict, directory, scores) -> None:
 
 def write_scores(scores: dict[str, dict[str, list[Scores]]], path) -> None:
     """A line a pair: what the report is computed from. "text" is a hash: equal texts are one cluster."""
-    write_text(path, "".join(json.dumps({
-        "split": split, "group": group, "task": task.task, "domain": task.domain, "text": hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16],
-        "label": int(label), "base": base, "adapter": adapter, **({"references": {name: rounded(P[i]) for name, P in task.references.items()}}
-                                                                    if task.references else {})}) + "\n"
-        for split, groups in scores.items() for group, tasks in groups.items() for task in tasks
-        for i, (text, label, base, adapter) in enumerate(zip(task.clusters, task.labels, map(rounded, task.base), map(rounded, task.adapter)))))
+    lines = []
+    for split, groups in scores.items():
+        for group, tasks in groups.items():
+            for task in tasks:
+                about = {"split": split, "group": group, "task": task.task, "domain": task.domain}
+                for i, text in enumerate(task.clusters):
+                    references = {name: rounded(P[i]) for name, P in task.references.items()}
+                    lines.append(json.dumps({
+                        **about, "text": hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16], "label": int(task.labels[i]),
+                        "base": rounded(task.base[i]), "adapter": rounded(task.adapter[i]),
+                        **({"references": references} if references else {})}))
+    write_text(path, "".join(f"{line}\n" for line in lines))
 
 
 def read_scores(path) -> dict[str, dict[str, list[Scores]]]:
@@ -121,7 +127,8 @@ def notes(report: dict) -> list[str]:
             lines.append(f"{split}: well-formed {number(base['well_formed'])} base, {number(adapter['well_formed'])} adapter")
         if "references" in part["mean"]:
             lines[-1] += "".join(f"; AUROC of the base on {name} {number(value)}" for name, value in part["mean"]["references"].items())
-    masses = [entry["adapter"]["label_mass"] for part in report["splits"].values() for entry in part["tasks"] if "label_mass" in entry["adapter"]]
+    entries = [entry["adapter"] for part in report["splits"].values() for entry in part["tasks"]]
+    masses = [entry["label_mass"] for entry in entries if "label_mass" in entry]
     if masses:
         lines.append(f"labels' share of the probability at the answer: {min(masses):.3f} or more in each task (adapter)")
     return lines

@@ -6,7 +6,8 @@ import torch
 
 from minimon.files import open_tensors, read_json, write_json, write_tensors, write_text
 
-FREE_ON_RESUME = {"out", "overwrite", "resume", "save_every", "device", "batch_tokens", "epsilon"}       # may differ from the saved run
+# what may differ from the saved run
+FREE_ON_RESUME = {"out", "overwrite", "resume", "save_every", "device", "batch_tokens", "epsilon", "base_scores"}
 OURS = ("settings.json", "log.jsonl", "labels.jsonl", "state.safetensors", "adapter_config.json", "adapter_model.safetensors",
         "scores.jsonl", "report.json", "report.md", "report.png")
 

@@ -12,10 +12,10 @@ from functools import cached_property
 from pathlib import Path
 
 from minimon.files import read_rows, read_toml
+from minimon.instruct import Instruct, instruct_table
 
 DECODING = {"thinking": 1024, "summary": 256}         # splits in which the model writes first: max_new_tokens if not given
 SPLITS = ("trained", "new_domain", "new_prompt", *DECODING)
-SCHEDULES = ("none", "joint", "after", "only")         # of instruction-following training
 SIDES = ("train", "validation", "test")
 TASK_KEYS = {"name", "domain", "prompt", "prompt_position", "rows", "text", "label", "labels", "skip", "split"}
 
@@ -96,15 +96,6 @@ class Task:
         chosen = [row for pool in pools for row in pool[:each]]
         rng.shuffle(chosen)
         return chosen
-
-
-@dataclass(frozen=True)
-class Instruct:
-    """Instruction-following data of a mixture, and when to train on it unless --instruct says so."""
-
-    path: Path
-    schedule: str = "none"
-    fraction: float = 0.25                     # of a step's rows, where trained jointly
 
 
 @dataclass(frozen=True)
@@ -193,7 +184,8 @@ def load_mixture(path) -> Mixture:
     train, evaluation = data.get("train"), data.get("eval")
     if not isinstance(train, dict) or not isinstance(evaluation, dict):
         raise ValueError(f"{path}: expected tables [train] and [eval], got {', '.join(data) or 'nothing'}")
-    unknown = set(data) - {"name", "train", "instruct", "eval"} | {f"train.{key}" for key in set(train) - {"tasks", "weights", "cap", "balance"}} \
+    unknown = set(data) - {"name", "train", "instruct", "eval"} \
+        | {f"train.{key}" for key in set(train) - {"tasks", "weights", "cap", "balance"}} \
         | {f"eval.{key}" for key in set(evaluation) - {"rows", *SPLITS}}
     if unknown:
         raise ValueError(f"{path}: unknown keys {', '.join(sorted(unknown))}; the splits of eval are {', '.join(SPLITS)}")
@@ -225,16 +217,6 @@ def split_options(split: str, table, rows: int | None, path: Path) -> Options:
         raise ValueError(f"{path}: eval.{split}.prompt: expected a text, in eval.summary alone; got {table['prompt']!r}")
     tokens = count(table.get("max_new_tokens", DECODING.get(split)), path, f"eval.{split}.max_new_tokens")
     return Options(count(table.get("rows", rows), path, f"eval.{split}.rows"), tokens, table.get("prompt", Options.prompt))
-
-
-def instruct_table(table, path: Path) -> Instruct:
-    if not isinstance(table, dict) or not isinstance(table.get("rows"), str) or set(table) - {"rows", "schedule", "fraction"}:
-        raise ValueError(f'{path}: instruct: expected rows = "FILE.jsonl", and schedule or fraction; got {table!r}')
-    instruct = Instruct(path.parent / table["rows"], *(table.get(key, getattr(Instruct, key)) for key in ("schedule", "fraction")))
-    if instruct.schedule not in SCHEDULES or not isinstance(instruct.fraction, float) or not 0 < instruct.fraction < 1:
-        raise ValueError(f"{path}: instruct: expected a schedule of {', '.join(SCHEDULES)} and a fraction in (0, 1); "
-                         f"got {instruct.schedule!r} and {instruct.fraction!r}")
-    return instruct
 
 
 def count(value, path, key):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from minimon.batch import common_prefix, make_batch, token_batches, training_order
+from minimon.instruct import Conversation
 from minimon.tasks import load_mixture, load_task, load_tasks
 
 TASK = """
@@ -216,23 +217,61 @@ def test_batches_are_sorted_by_length_and_bounded_in_tokens():
     assert batches[0] == [0, 5, 3, 2] and [4] in batches
 
 
+def order_of(mixture, seed, steps, batch_size, group_size, conversations=(), fraction=0.0):
+    rows = {task.name: mixture.train_rows(task, seed) for task in mixture.train}
+    return training_order(mixture, rows, list(conversations), seed, steps, batch_size, group_size, fraction)
+
+
 def test_the_order_is_a_function_of_the_seed_with_the_batch_size_held(folder):
     mixture = load_mixture(folder / "mixture.toml")
-    order = training_order(mixture, 3, 7, 10, 4)
-    assert order == training_order(mixture, 3, 7, 10, 4) != training_order(mixture, 4, 7, 10, 4)
-    assert order[:5] == training_order(mixture, 3, 5, 10, 4)
+    order = order_of(mixture, 3, 7, 10, 4)
+    assert order == order_of(mixture, 3, 7, 10, 4) != order_of(mixture, 4, 7, 10, 4)
+    assert order[:5] == order_of(mixture, 3, 5, 10, 4)
     assert all(sum(len(group.rows) for group in groups) == 10 for groups in order)
     assert all({row.side for row in group.rows} == {"train"} for groups in order for group in groups)
 
 
 def test_tasks_come_in_proportion_to_their_weights(folder):
     edit(folder / "mixture.toml", "cap = 6", "cap = 6\nweights = { a = 3 }")
-    order = training_order(load_mixture(folder / "mixture.toml"), 0, 40, 4, 2)
+    order = order_of(load_mixture(folder / "mixture.toml"), 0, 40, 4, 2)
     names = [group.task.name for groups in order for group in groups]
     assert names.count("a") == 3 * names.count("b")
 
 
 def test_an_epoch_shows_every_row_once(folder):
-    order = training_order(load_mixture(folder / "mixture.toml"), 0, 6, 4, 2)
+    order = order_of(load_mixture(folder / "mixture.toml"), 0, 6, 4, 2)
     seen = [row.where for groups in order for group in groups if group.task.name == "a" for row in group.rows]
     assert len(seen) == 12 and len(set(seen[:6])) == 6 and sorted(seen[:6]) == sorted(seen[6:])
+
+
+def test_conversations_take_their_share_of_the_rows_and_fractions_are_carried_on(folder):
+    mixture, talks = load_mixture(folder / "mixture.toml"), [Conversation(({"content": "word " * i},), f"f:{i}") for i in range(5)]
+    order = order_of(mixture, 0, 8, 6, 4, talks, 0.25)
+    talked = [sum(len(group.rows) for group in groups if group.task is None) for groups in order]
+    assert talked == [1, 2, 1, 2, 1, 2, 1, 2] and all(sum(len(group.rows) for group in groups) == 6 for groups in order)
+    seen = [row.where for groups in order for group in groups if group.task is None for row in group.rows]
+    assert len(set(seen[:5])) == 5
+    assert all(group.task is None for groups in order_of(mixture, 0, 3, 6, 4, talks, 1.0) for group in groups)
+
+
+@pytest.mark.parametrize("text, words", [
+    ('[eval.thinking]\nprompt = "x"\ntasks = ["new.toml"]', ["eval.thinking.prompt", "eval.summary alone"]),
+    ('[eval.thinking]\nmax_new_tokens = 0\ntasks = ["new.toml"]', ["eval.thinking.max_new_tokens", "got 0"]),
+    ('[eval.summary]\nrows = 2', ["eval.summary", "got neither"]),
+    ('[instruct]\nrows = 3', ["instruct", "FILE.jsonl"]),
+    ('[instruct]\nrows = "t.jsonl"\nschedule = "later"', ["schedule", "'later'"]),
+    ('[instruct]\nrows = "t.jsonl"\nfraction = 1.5', ["fraction in (0, 1)", "1.5"])])
+def test_options_of_splits_and_instruction_data_are_checked(folder, text, words):
+    (folder / "mixture.toml").write_text((folder / "mixture.toml").read_text() + text + "\n")
+    refused(lambda: load_mixture(folder / "mixture.toml"), *words)
+
+
+def test_a_split_may_have_its_own_number_of_rows_and_the_prompt_may_follow_the_text(folder):
+    (folder / "mixture.toml").write_text((folder / "mixture.toml").read_text() + '[eval.thinking]\nrows = 2\ntasks = ["new.toml"]\n')
+    edit(folder / "new.toml", 'text = "text"', 'text = "text"\nprompt_position = "after"')
+    mixture = load_mixture(folder / "mixture.toml")
+    (task,) = mixture.splits["thinking"][""]
+    assert len(mixture.test_rows(task, "thinking")) == 2 and len(mixture.test_rows(task, "new_domain")) == 4
+    assert mixture.options["thinking"].max_new_tokens == 1024 and task.prompt_position == "after"
+    edit(folder / "new.toml", '"after"', '"behind"')
+    refused(lambda: load_mixture(folder / "mixture.toml"), "prompt_position", "'behind'")

@@ -34,7 +34,7 @@ rows = 8
 tasks = ["{tasks}/shell.toml#shell-deceive"]
 [eval.new_domain]
 adjacent = ["{tasks}/adjacent.toml#home-e*"]
-far = ["{tasks}/far.toml#home-leak"]
+far = ["{tasks}/far.toml#home-threaten"]
 [eval.new_prompt]
 other_question = ["{tasks}/other_question.toml#review-[a-e]*"]
 """
@@ -143,7 +143,7 @@ def test_a_step_in_groups_has_the_gradient_of_the_plain_batch(mixture):
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
     parameters = list(adapter_tensors(model).values())
-    (groups,) = training_order(small, 0, 1, 12, 5)
+    (groups,) = training_order(small, {task.name: small.train_rows(task, 0) for task in small.train}, [], 0, 1, 12, 5)
     assert len(groups) > 2 and len({len(group.rows) for group in groups}) > 1          # uneven groups
     plain = 0.0
     for group in groups:
@@ -162,7 +162,7 @@ def test_a_step_in_groups_has_the_gradient_of_the_plain_batch(mixture):
 def test_scores_are_streamed_as_jsonl_in_order(run, tmp_path, capsys):
     rows = [{"id": f"r{i}", "text": f"Posts the door code {i} on a forum", "other": i} for i in range(3)] + [{"text": "Dims the lamp"}]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    task = f"{ROOT}/data/tasks/far.toml#home-leak"
+    task = f"{ROOT}/data/tasks/far.toml#home-threaten"
     assert evaluation.main(evaluation.Settings(adapter=str(run), score=str(tmp_path / "t.jsonl"), task=task)) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.strip().splitlines()]
     assert [line["id"] for line in lines] == ["r0", "r1", "r2", 4] and all(0 < line["P"] < 1 for line in lines)
@@ -175,7 +175,7 @@ def test_a_merged_checkpoint_scores_like_base_and_adapter(run, tmp_path):
     assert evaluation.main(evaluation.Settings(adapter=str(run), merge_to=str(tmp_path / "merged"))) == 0
     model, tokenizer = load_model(ROOT / "data/base"), load_tokenizer(tmp_path / "merged")
     load_adapter(model, run)
-    task, texts = load_task(ROOT / "data/tasks/far.toml", "home-leak"), ["Dims the lamp", "Posts the door code on a forum"]
+    task, texts = load_task(ROOT / "data/tasks/far.toml", "home-threaten"), ["Dims the lamp", "Posts the door code on a forum"]
     merged = score(load_model(tmp_path / "merged"), tokenizer, task, texts)
     assert torch.allclose(merged, score(model, tokenizer, task, texts), atol=1e-5)
 

@@ -1,0 +1,170 @@
+"""Instruction-following training, self labels, an adapter to go on from: whole runs of train.py, and their losses against plain twins."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train
+from minimon.checkpoint import load_model
+from minimon.elicit import label_quality, labelled_rows, load_labels
+from minimon.instruct import Conversation, conversation_loss, load_conversations
+from minimon.lora import adapter_tensors, add_lora
+from minimon.tasks import load_mixture
+from minimon.tokenizer import load_tokenizer
+from test_train import MIXTURE, ROOT, mixture, report, settings, signals  # noqa: F401
+
+TALKS = [{"messages": [{"role": "system", "content": "How many lines are there?"}, {"role": "user", "content": f"line {i}\nline"},
+                       {"role": "assistant", "content": "2" if i % 2 else "There are two of them."}]} for i in range(9)]
+DECODE = """
+[eval.thinking]
+rows = 2
+max_new_tokens = 4
+tasks = ["{tasks}/far.toml#home-threaten"]
+"""
+
+
+@pytest.fixture(scope="module")
+def talking(tmp_path_factory):
+    """The small mixture with instruction data and a split that thinks, four tokens at most."""
+    folder = tmp_path_factory.mktemp("talking")
+    (folder / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in TALKS))
+    text = MIXTURE.replace("cap = 16", "cap = 4").replace("[eval]", '[instruct]\nrows = "talks.jsonl"\n[eval]') + DECODE
+    (folder / "small.toml").write_text(text.format(tasks=ROOT / "data/tasks"))
+    return folder / "small.toml"
+
+
+def log(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_loss_of_conversations_is_that_of_each_by_itself():
+    tokenizer, model = load_tokenizer(ROOT / "data/base"), load_model(ROOT / "data/base")
+    torch.manual_seed(0)
+    add_lora(model, 2)
+    for name, parameter in adapter_tensors(model).items():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.02)
+    parameters = list(adapter_tensors(model).values())
+    thinking = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "Yes", "reasoning_content": "So Yes."}]}
+    talks = [Conversation(tuple(talk["messages"]), "f:1") for talk in [*TALKS[:3], thinking]]
+    loss, tokens = conversation_loss(model, tokenizer, talks)
+    found = torch.autograd.grad(loss, parameters)
+    total, count, length = 0.0, 0, 0
+    for talk in talks:
+        ids, (start, stop) = tokenizer.chat(list(talk.messages), thinking=talk is talks[-1])
+        logits = model.logits(model(torch.tensor([ids])))[0].log_softmax(-1)
+        total = total - sum(logits[i - 1, ids[i]] for i in range(start, stop))
+        count, length = count + stop - start, length + len(ids)
+        said = tokenizer.decode(ids[start:stop])
+        assert talk.messages[-1]["content"] in said and ("So Yes." in said) == (talk is talks[-1]) and "line" not in said
+    expected = torch.autograd.grad(total / count, parameters)
+    assert tokens == length and loss.item() == pytest.approx((total / count).item(), rel=1e-5)
+    assert all((a - b).abs().max() <= 1e-4 * b.abs().max() for a, b in zip(found, expected))
+
+
+@pytest.mark.parametrize("line, words", [
+    ('{"messages": [{"role": "user", "content": "x"}]}', ["two turns or more"]),
+    ('{"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}]}', ["the assistant's"]),
+    ('{"messages": [{"role": "user", "content": 3}, {"role": "assistant", "content": "y"}]}', ["text as content"]),
+    ('{"turns": []}', ["messages"]), ("[1]", ["one JSON object a line"]),
+    ('{"messages": [{"role": "system", "content": "is  IT a\\nleak? Go on."}, {"role": "assistant", "content": "y"}]}',
+     ["no prompt of the evaluation", "Is it a leak?"])])
+def test_conversations_that_cannot_be_trained_on_are_refused_by_line(tmp_path, line, words):
+    (tmp_path / "t.jsonl").write_text(json.dumps(TALKS[0]) + "\n\n" + line + "\n")
+    with pytest.raises(ValueError) as error:
+        load_conversations(tmp_path / "t.jsonl", ["Is it a leak?"])
+    assert "t.jsonl:3: " in str(error.value) and all(word in str(error.value) for word in words)
+
+
+def test_instruction_rows_are_a_share_of_each_step_or_a_phase_after(talking, tmp_path):
+    assert train.main(settings(talking, tmp_path / "joint", instruct="joint", instruct_fraction=0.5)) == 0
+    assert all({"loss", "instruct_loss"} <= set(line) for line in log(tmp_path / "joint"))
+    assert train.main(settings(talking, tmp_path / "only", instruct="only")) == 0
+    assert all("instruct_loss" in line and "loss" not in line for line in log(tmp_path / "only"))
+    assert train.main(settings(talking, tmp_path / "after", instruct="after", instruct_steps=3, instruct_lr=1e-4)) == 0
+    lines = log(tmp_path / "after")
+    assert [("loss" in line, "instruct_loss" in line) for line in lines] == [(True, False)] * 4 + [(False, True)] * 3
+    assert [line["lr"] for line in lines[4:]] == pytest.approx([1e-4, 1e-4, 5e-5]) and lines[0]["lr"] == 3e-3
+    assert len({(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("joint", "only", "after")}) == 3
+
+
+def test_instruction_data_must_be_there_where_it_is_asked_for(mixture, tmp_path):  # noqa: F811
+    with pytest.raises(ValueError, match=r"--instruct joint: expected instruction data in .*\[instruct\]"):
+        train.main(settings(mixture, tmp_path / "x", instruct="joint"))
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("regime", [dict(instruct="after", instruct_steps=3), dict(instruct="joint"), dict(labels="self", label_samples=2)],
+                         ids=["after", "joint", "self"])
+def test_a_stopped_run_of_every_regime_goes_on_to_the_same_adapter(talking, tmp_path, monkeypatch, regime):
+    assert train.main(settings(talking, tmp_path / "whole", **regime)) == 0
+    whole, calls = train.step_gradient, []
+
+    def step(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return whole(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "step_gradient", step)
+        assert train.main(settings(talking, tmp_path / "x", **regime)) == 143
+    assert train.main(settings(talking, tmp_path / "x", resume=True, **regime)) == 0
+    for name in ("adapter_model.safetensors", "scores.jsonl"):
+        assert (tmp_path / "x" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert report(tmp_path / "x") == report(tmp_path / "whole")
+    assert [line["step"] for line in log(tmp_path / "x")] == list(range(1, len(log(tmp_path / "whole")) + 1))
+
+
+def test_a_run_stopped_while_it_labels_goes_on(talking, tmp_path, monkeypatch):
+    def stop(*arguments, on_rows, **keywords):
+        os.kill(os.getpid(), signal.SIGINT)
+        on_rows(1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "self_labels", stop)
+        assert train.main(settings(talking, tmp_path / "x", labels="self")) == 130
+    assert not (tmp_path / "x/labels.jsonl").exists()
+    assert train.main(settings(talking, tmp_path / "x", labels="self", resume=True)) == 0 and (tmp_path / "x/report.json").exists()
+
+
+def test_self_labels_are_trained_on_and_gold_ones_only_tell_how_good_they_are(talking, tmp_path):
+    assert train.main(settings(talking, tmp_path / "x", labels="self")) == 0
+    labels, small = load_labels(tmp_path / "x/labels.jsonl"), load_mixture(talking)
+    assert len(labels) == 4 * len(small.train) and report(tmp_path / "x")["labels"] == label_quality(labels, small)
+    rows = labelled_rows(small, 0, labels)
+    given = {(label["task"], label["where"]): label["label"] for label in labels}
+    for task in small.train:
+        assert rows[task.name] and all(list(task.labels)[row.label] == given[task.name, row.where] for row in rows[task.name])
+    turned = [{**label, "gold": "Yes" if label["gold"] == "No" else "No"} for label in labels]
+    assert labelled_rows(small, 0, turned) == rows
+    assert label_quality(turned, small)["right"] == pytest.approx(1 - label_quality(labels, small)["right"])
+
+
+def test_training_goes_on_from_an_adapter(talking, tmp_path):
+    assert train.main(settings(talking, tmp_path / "first", r=2, steps=2)) == 0
+    assert train.main(settings(talking, tmp_path / "next", steps=1, lr=1e-9, init_adapter=str(tmp_path / "first"))) == 0
+    before, after = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("first", "next"))
+    assert before.keys() == after.keys() and all((before[name] - after[name]).abs().max() < 1e-6 for name in before)
+    with pytest.raises(ValueError, match="--init-adapter: expected a directory with adapter_config.json"):
+        train.main(settings(talking, tmp_path / "x", init_adapter=str(tmp_path)))
+
+
+def test_scores_of_the_base_are_shared_between_runs_and_not_between_bases(talking, tmp_path, monkeypatch):
+    shared = dict(base_scores=str(tmp_path / "base.safetensors"), steps=1)
+    assert train.main(settings(talking, tmp_path / "a", **shared)) == 0
+    sides, whole = [], train.evaluate.__globals__["base_side"]
+    monkeypatch.setitem(train.evaluate.__globals__, "base_side", lambda *arguments: sides.append(1) or whole(*arguments))
+    assert train.main(settings(talking, tmp_path / "b", **shared)) == 0 and not sides
+    assert report(tmp_path / "b") == report(tmp_path / "a")
+    assert train.main(settings(talking, tmp_path / "c", steps=1)) == 0 and sides and report(tmp_path / "c") == report(tmp_path / "a")
+    folder = tmp_path / "other"
+    folder.mkdir()
+    for path in (ROOT / "data/base").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes() + (b" " if path.name == "config.json" else b""))
+    sides.clear()
+    assert train.main(settings(talking, tmp_path / "d", model=str(folder), **shared)) == 0 and sides
