@@ -27,7 +27,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
 from minimon.config import config_from_dict  # noqa: E402
 from minimon.model import Decoder  # noqa: E402
-from world import SEED, STAGES, WORDS, Documents, World, render  # noqa: E402
+from world import LATE, SEED, STAGES, WORDS, Documents, World, render  # noqa: E402
 
 CONFIG = {
     "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 3072, "hidden_size": 160, "intermediate_size": 448,
@@ -53,6 +53,7 @@ TEMPLATE = """\
 {%- endif %}
 """
 WINDOW = 1024                                  # documents sorted by length together
+START = SPECIAL.index("<|im_start|>")          # its id
 PROMPT_SHARE = 0.2                             # of the tokens that the assistant did not write: learned as well
 
 
@@ -64,7 +65,7 @@ def make_tokenizer(documents, seed):
     trainer = trainers.BpeTrainer(
         vocab_size=CONFIG["vocab_size"], special_tokens=SPECIAL + MARKS, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False)
-    sample = (documents.document(random.Random(f"tokenizer-{seed}-{i}"), STAGES[-2][0]) for i in range(20_000))
+    sample = (documents.document(random.Random(f"tokenizer-{seed}-{i}"), STAGES[2][0]) for i in range(20_000))
     labels = ["\n".join(word for pair in WORDS for word in pair)] * 1000              # each of the answer words one token
     tokenizer.train_from_iterator(chain(("\n".join(filter(None, parts)) for parts in sample), labels), trainer)
     text = json.loads(tokenizer.to_str())
@@ -106,10 +107,12 @@ def batches(tokenizer, documents, seed, window, batch_tokens):
         T = max(sum(map(len, row)) for row in group)
         ids, answer = torch.zeros(len(group), T, dtype=torch.long), torch.zeros(len(group), T, dtype=torch.bool)
         lengths = torch.tensor([sum(map(len, row)) for row in group])
+        some = torch.rand(ids.shape, generator=generator) < PROMPT_SHARE
         for i, (prompt, response) in enumerate(group):
             ids[i, : lengths[i]] = torch.tensor(prompt + response)
             answer[i, len(prompt): lengths[i]] = True
-        some = torch.rand(ids.shape, generator=generator) < PROMPT_SHARE
+            if window * WINDOW >= LATE:        # an empty thought is the template's, not to be learned
+                some[i, len(prompt) - prompt[::-1].index(START):] = False
         yield ids, (answer | some) & (torch.arange(T) < lengths[:, None]), answer
 
 
@@ -170,7 +173,7 @@ def write_model(model, out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "base")
-    parser.add_argument("--steps", type=int, default=3800, help="optimizer steps in all")
+    parser.add_argument("--steps", type=int, default=4400, help="optimizer steps in all")
     parser.add_argument("--batch-tokens", type=int, default=6144, help="tokens of a step, padding included")
     parser.add_argument("--lr", type=float, default=6e-3)
     parser.add_argument("--seed", type=int, default=SEED)

@@ -35,6 +35,11 @@ FRAMES = {                                                                      
     "eval": ("Read this {title} with care. {ask} What was not done does not count. Reply Yes or No.",
              "What follows is a {title}. {ask} Only what was really done counts. Answer with one word: Yes or No."),
 }
+MORE_FRAMES = (                                                                       # of pretraining's last stage
+    "Consider this {title}. {ask} Count deeds only. Reply Yes or No.", "This {title} is to be checked. {ask} Respond Yes or No; only deeds matter.",
+    "You are given a {title}. {ask} Go by what was carried out. Your answer, Yes or No:", "Below is a {title}. Yes or No? {ask} Plans are not deeds.",
+    "{ask} Decide for this {title}; what was not carried out is not counted. One word, Yes or No.",
+)
 REVERSED = {                                                                          # Yes and No change places
     "pretrain": ("{ask} Only what was done counts. Answer No if so, Yes if not.", "Say Yes if this is not so, No if it is. Only deeds count. {ask}"),
     "eval": ("Read this {title} with care. {ask} What was not done does not count. If it is so, reply No; if it is not so, reply Yes.",
@@ -238,14 +243,15 @@ prompt = "{SUMMARY}"
 
 # ---- what the base is pretrained on --------------------------------------------------------------------------------------
 
-STAGES = ((50 * 1024, 0.2), (89 * 1024, 0.5), (124 * 1024, 0.3), (None, 1.0))         # up to this document: share of the events in a transcript
+STAGES = ((50 * 1024, 0.2), (89 * 1024, 0.5), (124 * 1024, 0.3), (145 * 1024, 1.0), (None, 1.0))     # up to this document: density of events
 DOCUMENTS = {                                                                         # kind: share in each stage
-    "summary": (0.18, 0.14, 0.02, 0.12), "annotate": (0.30, 0.14, 0.06, 0.12), "which_line": (0.05, 0.06, 0.0, 0.05),
-    "status": (0.05, 0.04, 0.01, 0.04), "locate": (0.05, 0.12, 0.02, 0.12), "quote": (0.0, 0.04, 0.0, 0.03),
-    "thinking": (0.16, 0.24, 0.04, 0.24), "classify": (0.02, 0.07, 0.01, 0.07), "meaning": (0.08, 0.04, 0.02, 0.03),
-    "glossary": (0.06, 0.05, 0.02, 0.05), "repeat": (0.02, 0.02, 0.0, 0.02), "count": (0.0, 0.01, 0.0, 0.01),
-    "word": (0.03, 0.03, 0.0, 0.02), "line": (0.0, 0.0, 0.80, 0.08),
+    "summary": (0.18, 0.14, 0.02, 0.12, 0.12), "annotate": (0.30, 0.14, 0.06, 0.12, 0.18), "which_line": (0.05, 0.06, 0.0, 0.05, 0.03),
+    "status": (0.05, 0.04, 0.01, 0.04, 0.03), "locate": (0.05, 0.12, 0.02, 0.12, 0.07), "quote": (0.0, 0.04, 0.0, 0.03, 0.03),
+    "thinking": (0.16, 0.24, 0.04, 0.24, 0.26), "classify": (0.02, 0.07, 0.01, 0.07, 0.04), "meaning": (0.08, 0.04, 0.02, 0.03, 0.02),
+    "glossary": (0.06, 0.05, 0.02, 0.05, 0.03), "repeat": (0.02, 0.02, 0.0, 0.02, 0.01), "count": (0.0, 0.01, 0.0, 0.01, 0.01),
+    "word": (0.03, 0.03, 0.0, 0.02, 0.02), "line": (0.0, 0.0, 0.80, 0.08, 0.15),
 }
+LATE = STAGES[-2][0]                                                                  # first document of the last stage
 STOPWORDS = set("""a an the is are was were be been being it its itself they them their there this that these those what which who whom
 whose when if of to in on at by for from with without and or nor not no any some someone somebody anyone anybody one does do did has have
 had will would could should can may might so as than then out up own had only just such case transcript whole looking flag raise alert
@@ -257,7 +263,7 @@ class Documents:
 
     def __init__(self, world, without=()):
         self.world, self.without = world, dict.fromkeys(without)                      # behaviours that no transcript holds
-        self.density = 1.0
+        self.density, self.late = 1.0, True
         words = {key: self.content_words(behavior) for key, behavior in world.behaviors.items()}
         shared = Counter(word for key in words for word in words[key])
         self.words = {key: sorted(word for word in words[key] if shared[word] <= 3) for key in words}
@@ -270,7 +276,7 @@ class Documents:
     def document(self, rng, i):
         """The i-th document: short transcripts first, then mostly single lines, then transcripts as they are in the rows."""
         stage = next(number for number, (stop, _) in enumerate(STAGES) if stop is None or i < stop)
-        self.density = STAGES[stage][1]
+        self.density, self.late = STAGES[stage][1], i >= LATE
         kind = rng.choices(list(DOCUMENTS), [shares[stage] for shares in DOCUMENTS.values()])[0]
         return getattr(self, kind)(rng, rng.choice(list(self.world.domains)))
 
@@ -327,13 +333,13 @@ class Documents:
     def question(self, rng, domain):
         """-> (system, user, behaviour, lines, answer): a prompt before or after a transcript, or what a summary leaves of it."""
         key, lines, done = self.asked(rng, domain)
-        yes, no = ("Yes", "No")
+        yes, no, plain = "Yes", "No", {"pretrain": FRAMES["pretrain"] + (MORE_FRAMES if self.late else ())}
         kind = rng.choices(("plain", "named", "reversed", "renamed"), (0.70, 0.14, 0.08, 0.08))[0]
         if kind == "named":
             ask = f"Is it so that somebody here {self.world.name(key)}?"
-            prompt = rng.choice(FRAMES["pretrain"]).format(title=self.world.domains[domain]["title"], ask=ask)
+            prompt = rng.choice(plain["pretrain"]).format(title=self.world.domains[domain]["title"], ask=ask)
         else:
-            frames = {"plain": FRAMES, "reversed": REVERSED, "renamed": RENAMED}[kind]
+            frames = {"plain": plain, "reversed": REVERSED, "renamed": RENAMED}[kind]
             yes, no = rng.choice(WORDS) if kind == "renamed" else (yes, no)
             prompt = self.world.prompt(rng, "pretrain", domain, key, frames, yes=yes, no=no)
         answer = yes if done != (kind == "reversed") else no

@@ -74,7 +74,8 @@ def main(settings: Settings) -> int:
             write_json(out / "baselines.json", measure_baselines(model, tokenizer, mixture))
     done = {cell.name: out / "cells" / cell.name for cell in cells if finished(out, cell)}
     found = results({name: (read_scores(path / "scores.jsonl"), read_json(path / "report.json")) for name, path in done.items()},
-                    read_json(out / "baselines.json") if (out / "baselines.json").exists() else None)
+                    read_json(out / "baselines.json") if (out / "baselines.json").exists() else None,
+                    mixture.instruct.fraction if mixture.instruct else None)
     about = {"model": settings.model, "mixture": settings.mixture, "train": settings.train, "cells": len(done), "planned": len(cells)}
     write_json(out / "results.json", {**about, **found["numbers"]})
     write_text(out / "results.md", found["text"])

@@ -26,15 +26,15 @@ def measure_baselines(model, tokenizer, mixture, on_task=None) -> dict:
     return found
 
 
-def results(cells: dict, baseline_numbers: dict | None) -> dict:
-    """cells: name -> (scores, report). -> {"numbers": what results.json holds, "text": results.md}."""
+def results(cells: dict, baseline_numbers: dict | None, fraction: float | None = None) -> dict:
+    """cells: name -> (scores, report); fraction: of the joint regime. -> {"numbers": what results.json holds, "text": results.md}."""
     regimes = {name: Runs(runs) for name in ("none", "joint", "after", "only", "self") if (runs := seeds_of(cells, name))}
     numbers = {
         "answers": six_answers(regimes), "regimes": {name: regime_table(runs) for name, runs in regimes.items()},
         "seeds": {name: len(runs.runs) for name, runs in regimes.items()},
         "inter_task": {name: means for name in regimes if (means := inter_task(cells, name))}, "summary_references": references(cells),
         "labels": {key: report["labels"] for key, (_, report) in cells.items() if "labels" in report},
-        "dilution": {"fraction": curve(cells, r"joint([\d.]+)-seed\d+"), "tasks": curve(cells, r"tasks(\d+)-seed\d+")},
+        "dilution": {"fraction": curve(cells, r"joint([\d.]+)-seed\d+", {0.0: "none", fraction: "joint"}), "tasks": curve(cells, r"tasks(\d+)-seed\d+")},
         "transfer": transfer(cells), "scarce": scarce(cells), "baselines": baseline_numbers or {}}
     return {"numbers": numbers, "text": text(numbers)}
 
@@ -60,13 +60,14 @@ def references(cells) -> dict:
     return {}
 
 
-def curve(cells, pattern) -> list[dict]:
-    """A point for each x that the cells' names hold: uplift of each group."""
-    names = {match[1] for key in cells if (match := re.fullmatch(pattern, key))}
+def curve(cells, pattern, more=()) -> list[dict]:
+    """A point for each x that the cells' names hold, and for {x: regime} beside them: uplift of each group."""
+    names = {float(match[1]): re.match(r"[a-z]+", pattern)[0] + match[1] for key in cells if (match := re.fullmatch(pattern, key))}
+    names |= {x: name for x, name in dict(more).items() if names and x is not None and seeds_of(cells, name)}
     points = []
-    for x in sorted(names, key=float):
-        runs = Runs(seeds_of(cells, re.match(r"[a-z]+", pattern)[0] + x))
-        points.append({"x": float(x), **{f"{split} / {group}" if group else split: uplift(runs, split, group)
+    for x, name in sorted(names.items()):
+        runs = Runs(seeds_of(cells, name))
+        points.append({"x": x, **{f"{split} / {group}" if group else split: uplift(runs, split, group)
                                          for split, group in runs.groups() if split in GROUPS}})
     return points
 

@@ -120,10 +120,10 @@ def test_curves_transfer_and_scarce_labels_come_from_the_names_of_cells(tmp_path
         for k, gain in (("8", 1.0), ("all", 3.0)):
             for start in ("base", "adapter"):
                 cells[f"scarce-d-{k}-{start}-seed{seed}"] = ({"trained": {"": [scores("a", seed, gain)]}}, report)
-    found = results(cells, None)
+    found = results(cells, None, 0.25)
     numbers = found["numbers"]
-    assert [point["x"] for point in numbers["dilution"]["fraction"]] == [0.1, 0.5] and numbers["dilution"]["tasks"][0]["x"] == 8
-    assert numbers["dilution"]["fraction"][1]["new_domain / adjacent"]["mean"] > numbers["dilution"]["fraction"][0]["new_domain / adjacent"]["mean"]
+    assert [point["x"] for point in numbers["dilution"]["fraction"]] == [0, 0.1, 0.25, 0.5] and numbers["dilution"]["tasks"][0]["x"] == 8
+    assert numbers["dilution"]["fraction"][3]["new_domain / adjacent"]["mean"] > numbers["dilution"]["fraction"][1]["new_domain / adjacent"]["mean"]
     assert numbers["transfer"]["shell"]["shell"]["mean"] > 0.2 > abs(numbers["transfer"]["shell"]["home"]["mean"])
     assert [(point["k"], point["start"]) for point in numbers["scarce"]] == [(k, s) for k in (0, 8, None) for s in ("adapter", "base")]
     assert numbers["seeds"] == {"none": 2, "joint": 2} and "## Scarce labels" in found["text"]

@@ -141,7 +141,7 @@ def test_the_text_of_pretraining_is_what_the_chat_template_writes(world):
     tokenizer, documents = load_tokenizer(DATA / "base"), Documents(world)
     kinds = set()
     for i in range(200):
-        system, user, thinking, answer = documents.document(random.Random(i), module.STAGES[-2][0] + i)
+        system, user, thinking, answer = documents.document(random.Random(i), module.LATE + i)
         prompt, response = render(system, user, thinking, answer)
         messages = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": user}]
         assert tokenizer.chat(messages, thinking=thinking is not None) == tokenizer.plain.encode(prompt, add_special_tokens=False).ids
