@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from minimon.files import read_rows, read_toml
+from minimon.files import read_toml
+from minimon.records import KEYS, Reading, lookup, make_reading, records, same
+from minimon.transcript import text_of
 
 SPLITS = ("trained", "new_domain", "new_prompt")      # read off one position; thinking and summary, which decode first, are to come
 SIDES = ("train", "validation", "test")
-TASK_KEYS = {"name", "domain", "prompt", "rows", "text", "label", "labels", "skip", "split"}
+TASK_KEYS = {"name", "domain", "prompt", "rows", "text", "label", "labels", "skip", "split", "default", "group", "unique", "max_chars",
+             "reasoning"} | KEYS
 
 
 @dataclass(frozen=True)
@@ -33,18 +36,25 @@ class Task:
     name: str
     domain: str
     prompt: str
-    path: Path                                 # of the rows
-    text: str                                  # field of the text; dots descend
-    label: str | None                          # field of the label; None where rows are only to be scored
+    path: Path                                 # of the rows; * and ? stand for many files; with a source the folder of its files
+    text: str                                  # field of the text, dots descend; or a template with {field}s; turns become a transcript
+    label: str | list | None                   # field of the label; None where rows are only to be scored; of several the first label found
     labels: dict[str, list]                    # answer word -> values of the label field
     skip: tuple = ()                           # values whose rows are left out
     split: str | dict = field(default_factory=lambda: {"train": 0.8, "validation": 0.0, "test": 0.2}, hash=False)
     where: str = ""                            # the task file
+    reading: Reading = field(default_factory=Reading, hash=False)
+    default: object = ...                      # value of a label field that a row lacks; ... for an error
+    group: str | None = None                   # rows of equal value in this field fall on one side of a split by fractions
+    unique: bool = False                       # leave out repeated texts, and texts that carry two labels
+    max_chars: int | None = None               # of a longer text the middle is cut
+    reasoning: bool = False                    # show a model's reasoning in transcripts
 
     @cached_property
     def rows(self) -> list[Row]:
         """All labelled rows, read once. Raises ValueError naming file and line."""
-        rows = [row for number, record in cached_rows(self.path) if (row := self.row(record, f"{self.path}:{number}"))]
+        rows = [row for where, record in records(self.path, self.reading) if (row := self.row(record, where))]
+        rows = distinct(rows) if self.unique else rows
         sides = {}
         for row in rows:
             other = sides.setdefault(row.text, row)
@@ -54,27 +64,30 @@ class Task:
         return rows
 
     def row(self, record: dict, where: str) -> Row | None:
-        text = lookup(record, self.text, where)
-        if not isinstance(text, str):
-            raise ValueError(f"{where}: expected text in field {self.text!r}, got {type(text).__name__}")
-        value = lookup(record, self.label, where)
-        if any(same(value, skipped) for skipped in self.skip):
+        text = self.text_of(record, where)
+        fields = [self.label] if isinstance(self.label, str) else self.label
+        found = [lookup(record, name, where, self.default) for name in fields]
+        if any(same(value, skipped) for value in found for skipped in self.skip):
             return None
         for index, values in enumerate(self.labels.values()):
-            if any(same(value, known) for known in values):
+            if any(same(value, known) for value in found for known in values):
                 return Row(text, index, self.side(record, text, where), where)
         known = [item for values in self.labels.values() for item in values]
-        raise ValueError(f"{where}: task {self.name!r}: expected {self.label} to be one of {known}, got {value!r}; "
-                         f"map it under labels in {self.where}, or leave it out under skip")
+        raise ValueError(f"{where}: task {self.name!r}: expected {', '.join(fields)} to be one of {known}, got "
+                         f"{', '.join(map(repr, found))}; map it under labels in {self.where}, or leave it out under skip")
+
+    def text_of(self, record: dict, where: str) -> str:
+        return text_of(record, self.text, where, self.max_chars, self.reasoning)
 
     def side(self, record: dict, text: str, where: str) -> str:
-        """By the named field, or by a hash of the text, so that equal texts always fall on one side."""
+        """By the named field, or by a hash of the group or the text, so that equal texts always fall on one side."""
         if isinstance(self.split, str):
             side = lookup(record, self.split, where)
             if side not in SIDES:
                 raise ValueError(f"{where}: expected {self.split} to be one of {', '.join(SIDES)}; got {side!r}")
             return side
-        point = int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2 ** 64
+        key = text if self.group is None else str(lookup(record, self.group, where))
+        point = int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2 ** 64
         for side in SIDES:
             point -= self.split.get(side, 0.0)
             if point < 0:
@@ -124,22 +137,22 @@ def load_task(path, name: str | None = None) -> Task:
 
 
 def load_tasks(path) -> list[Task]:
-    """The tasks of one TOML file: a single table, or many under [[task]]."""
+    """The tasks of one TOML file: a single table, or many under [[task]], with the keys beside them shared by all."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a task file, found none")
     data = read_toml(path)
-    tables = data["task"] if set(data) == {"task"} else [data]
+    tables = data.pop("task", [{}])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise ValueError(f"{path}: expected one task's keys, or [[task]] tables")
-    return [make_task(table, path) for table in tables]
+    return [make_task({**data, **table}, path) for table in tables]
 
 
 def make_task(table: dict, path: Path) -> Task:
     where = f"{path}: task {table.get('name', '(no name)')!r}"
     problems = [f"unknown key {key!r}" for key in sorted(set(table) - TASK_KEYS)]
     problems += [f"expected a text for {key}, got {table.get(key)!r}" for key in ("name", "domain", "prompt", "rows", "text", "label")
-                 if not isinstance(table.get(key), str) or not table[key].strip()]
+                 if not (isinstance(table.get(key), str) and table[key].strip()) and not (key == "label" and is_names(table.get(key)))]
     labels = table.get("labels")
     if not isinstance(labels, dict) or len(labels) < 2 or not all(isinstance(v, list) and v for v in labels.values()):
         problems.append(f"expected labels = {{ Yes = [values], No = [values] }}, two or more, got {labels!r}")
@@ -152,14 +165,25 @@ def make_task(table: dict, path: Path) -> Task:
         isinstance(v, (int, float)) and not isinstance(v, bool) and 0 <= v <= 1 for v in split.values())
     if not isinstance(split, str) and not (fractions and abs(sum(split.values()) - 1) < 1e-9):
         problems.append(f"expected split to be a field, or fractions of {', '.join(SIDES)} that add up to 1; got {split!r}")
+    for key, kind, words in (("group", str, "a field"), ("unique", bool, "true or false"), ("reasoning", bool, "true or false"),
+                             ("max_chars", int, "a number from 100")):
+        value = table.get(key)
+        if key in table and (type(value) is not kind or kind is int and value < 100):
+            problems.append(f"expected {words} for {key}, got {value!r}")
+    reading = make_reading(table, problems)
     if problems:
         raise ValueError(f"{where}: {'; '.join(problems)}")
     return Task(table["name"], table["domain"], table["prompt"], path.parent / table["rows"], table["text"], table["label"],
-                labels, tuple(table.get("skip", ())), split, str(path))
+                labels, tuple(table.get("skip", ())), split, str(path), reading, table.get("default", ...),
+                **{key: table[key] for key in ("group", "unique", "max_chars", "reasoning") if key in table})
 
 
-def load_mixture(path) -> Mixture:
-    """A mixture with all its tasks, checked. Raises FileNotFoundError or ValueError in one line."""
+def is_names(value) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
+
+
+def load_mixture(path, check: bool = True) -> Mixture:
+    """A mixture with all its tasks, checked unless the rows are not to be read yet. Raises FileNotFoundError or ValueError in one line."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a mixture file, found none")
@@ -183,7 +207,8 @@ def load_mixture(path) -> Mixture:
         str(data.get("name", path.stem)), path, find_tasks(train.get("tasks"), path, "train.tasks", files), dict(train.get("weights", {})),
         count(train.get("cap"), path, "train.cap"), count(evaluation.get("rows"), path, "eval.rows"),
         bool(train.get("balance", True)), splits)
-    check_mixture(mixture)
+    if check:
+        check_mixture(mixture)
     return mixture
 
 
@@ -224,7 +249,7 @@ def check_mixture(mixture: Mixture) -> None:
     for task in mixture.train:
         problems += empty_classes(task, "train", mixture.train_rows(task, 0))
     prompts = {normal(task.prompt): task for task in mixture.train}
-    texts = {row.text: row for task in {task.path: task for task in mixture.train}.values() for row in task.rows if row.side == "train"}
+    texts = {row.text: row for task in mixture.train for row in task.rows if row.side == "train"}
     for split, groups in mixture.splits.items():
         for task in (task for tasks in groups.values() for task in tasks):
             problems += empty_classes(task, "test", mixture.test_rows(task))
@@ -254,27 +279,10 @@ def normal(prompt: str) -> str:
     return " ".join(prompt.casefold().split())
 
 
-def lookup(record: dict, name: str, where: str):
-    value = record
-    for key in [name] if name in record else name.split("."):
-        if not isinstance(value, dict) or key not in value:
-            raise ValueError(f"{where}: expected a field {name!r}, got {', '.join(map(str, record)) or 'an empty row'}")
-        value = value[key]
-    return value
-
-
-def same(a, b) -> bool:
-    """Equal in value and in kind: 1 is not true."""
-    return type(a) is type(b) and a == b or {type(a), type(b)} == {int, float} and a == b
-
-
-ROWS = {}                                      # path -> (modification time, rows): many tasks share a file
-
-
-def cached_rows(path: Path):
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a file of rows, found none")
-    path, stamp = path.resolve(), path.stat().st_mtime_ns
-    if ROWS.get(path, (None,))[0] != stamp:
-        ROWS[path] = stamp, read_rows(path)
-    return ROWS[path][1]
+def distinct(rows: list[Row]) -> list[Row]:
+    """Each text once, and none that carries two labels."""
+    first, labels = {}, {}
+    for row in rows:
+        first.setdefault(row.text, row)
+        labels.setdefault(row.text, set()).add(row.label)
+    return [row for row in first.values() if len(labels[row.text]) == 1]
