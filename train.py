@@ -144,7 +144,7 @@ def main(settings: Settings) -> int:
            "evaluate_seconds": round(time.time() - started - trained_seconds, 1), "peak_memory_gb": peak_memory_gb()}
     report = build_report(scores, model=settings.model, adapter=sha256(out / "adapter_model.safetensors"), seed=settings.seed,
                           epsilon=settings.epsilon, run=run)
-    write_report(report, out)
+    write_report(report, out, scores)
     (out / "state.safetensors").unlink(missing_ok=True)
     cost = f"{time.time() - started:.0f} s and {run['peak_memory_gb']:.1f} GB of memory"
     print(f"\n{table(report)}\n\nreport and adapter in {out}, after {cost}\n{verdict_line(report)}")

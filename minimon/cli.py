@@ -38,9 +38,16 @@ def parse(settings: type, argv: list[str] | None = None, description: str | None
 
 @contextmanager
 def one_line_errors():
-    """What a user can cause ends in one line on stderr and exit code 2. MINIMON_TRACEBACK=1 shows where it was raised."""
+    """What a user can cause ends in one line on stderr and exit code 2. MINIMON_TRACEBACK=1 shows where it was raised.
+
+    As in a shell 130 is for an interrupt, 141 for a reader that went away."""
     try:
         yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())                 # what is left is flushed at exit
+        raise SystemExit(141) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     except (ValueError, OSError) as error:
         if os.environ.get("MINIMON_TRACEBACK"):
             raise

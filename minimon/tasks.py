@@ -7,7 +7,7 @@ tasks may stand in groups. All that is wrong with a mixture is refused by name: 
 import fnmatch
 import hashlib
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -188,10 +188,11 @@ def load_mixture(path, check: bool = True) -> Mixture:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a mixture file, found none")
     data, files = read_toml(path), {}
+    limit = count(data.get("max_chars"), path, "max_chars", "characters from 100", 100)
     train, evaluation = data.get("train"), data.get("eval")
     if not isinstance(train, dict) or not isinstance(evaluation, dict):
         raise ValueError(f"{path}: expected tables [train] and [eval], got {', '.join(data) or 'nothing'}")
-    unknown = set(data) - {"name", "train", "eval"} | {f"train.{key}" for key in set(train) - {"tasks", "weights", "cap", "balance"}} \
+    unknown = set(data) - {"name", "train", "eval", "max_chars"} | {f"train.{key}" for key in set(train) - {"tasks", "weights", "cap", "balance"}} \
         | {f"eval.{key}" for key in set(evaluation) - {"rows", *SPLITS}}
     if unknown:
         raise ValueError(f"{path}: unknown keys {', '.join(sorted(unknown))}; the splits of eval are {', '.join(SPLITS)}")
@@ -201,10 +202,10 @@ def load_mixture(path, check: bool = True) -> Mixture:
             groups = evaluation[split]
             if not isinstance(groups, dict) or not groups:
                 raise ValueError(f"{path}: eval.{split}: expected tasks = [...] or a group = [...], got {groups!r}")
-            splits[split] = {"" if group == "tasks" else group: find_tasks(entries, path, f"eval.{split}.{group}", files)
+            splits[split] = {"" if group == "tasks" else group: find_tasks(entries, path, f"eval.{split}.{group}", files, limit)
                              for group, entries in groups.items()}
     mixture = Mixture(
-        str(data.get("name", path.stem)), path, find_tasks(train.get("tasks"), path, "train.tasks", files), dict(train.get("weights", {})),
+        str(data.get("name", path.stem)), path, find_tasks(train.get("tasks"), path, "train.tasks", files, limit), dict(train.get("weights", {})),
         count(train.get("cap"), path, "train.cap"), count(evaluation.get("rows"), path, "eval.rows"),
         bool(train.get("balance", True)), splits)
     if check:
@@ -212,14 +213,14 @@ def load_mixture(path, check: bool = True) -> Mixture:
     return mixture
 
 
-def count(value, path, key):
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 2):
-        raise ValueError(f"{path}: {key}: expected a number of rows from 2, got {value!r}")
+def count(value, path, key, words="rows from 2", least=2):
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+        raise ValueError(f"{path}: {key}: expected a number of {words}, got {value!r}")
     return value
 
 
-def find_tasks(entries, path: Path, key: str, files: dict) -> list[Task]:
-    """Entries FILE or FILE#NAME, relative to the mixture; both parts may hold the wildcards * and ?."""
+def find_tasks(entries, path: Path, key: str, files: dict, limit: int | None = None) -> list[Task]:
+    """Entries FILE or FILE#NAME, relative to the mixture; both parts may hold the wildcards * and ?. limit: on every task's max_chars."""
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, str) for entry in entries):
         raise ValueError(f"{path}: {key}: expected a list of task files, got {entries!r}")
     tasks = []
@@ -230,7 +231,7 @@ def find_tasks(entries, path: Path, key: str, files: dict) -> list[Task]:
         for file in found:
             file = file.resolve()
             if file not in files:
-                files[file] = load_tasks(file)
+                files[file] = [replace(task, max_chars=min(limit, task.max_chars or limit)) if limit else task for task in load_tasks(file)]
             chosen += [task for task in files[file] if fnmatch.fnmatchcase(task.name, name or "*")]
         if not chosen:
             raise ValueError(f"{path}: {key}: expected tasks at {entry!r}, found none")

@@ -47,6 +47,10 @@ def text_of(record: dict, text: str, where: str, max_chars: int | None = None, r
     return f"{whole[:max_chars // 2]}\n[... {cut} characters left out ...]\n{whole[-(max_chars - max_chars // 2):]}"
 
 
+def fields_of(text: str) -> list[str]:
+    return FIELD.findall(text) if "{" in text else [text]
+
+
 def transcript(turns: list, where: str, reasoning: bool = False) -> str:
     """[{role, content ...}], or a list of such lists -> text. Raises ValueError naming `where` and the turn."""
     if turns and all(isinstance(session, list) for session in turns):
