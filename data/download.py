@@ -37,7 +37,7 @@ class Settings:
 def main(settings: Settings) -> int:
     mixture = load_mixture(shipped(settings.mixture), check=False)
     tasks = mixture.train + [task for groups in mixture.splits.values() for tasks in groups.values() for task in tasks]
-    sources = {task.reading.source.address: task for task in tasks if task.reading.source}
+    sources = {(source.address, *source.files): task for task in tasks if (source := task.reading.source)}
     if not sources:
         raise ValueError(f"{settings.mixture}: expected tasks with a source, got none; there is nothing to fetch")
     refused = [task.name for task in sources.values() if not task.reading.source.licensed]
@@ -45,13 +45,13 @@ def main(settings: Settings) -> int:
         raise ValueError(f"{settings.mixture}: no licence was found for the sets of {', '.join(refused)}; give --unlicensed to fetch them "
                          "all the same, or leave them out of the mixture")
     failures, files = [], 0
-    for address, task in sources.items():
+    for task in sources.values():
         source = task.reading.source
-        print(f"{task.name}: {address}, licence: {source.licence}")
+        print(f"{task.name}: {source.address}, licence: {source.licence}")
         for name, digest in source.files.items():
             files += 1
             try:
-                fetch(wanted(address, name, settings.from_), task.path / source.folder / name, digest)
+                fetch(wanted(source.address, name, settings.from_), task.path / source.folder / name, digest)
             except (OSError, ValueError) as error:             # the others are fetched all the same
                 failures.append(" ".join(str(error).split()))
                 print(f"  {name}: failed")
