@@ -62,7 +62,7 @@ def read_toml(path) -> dict:
 
 
 def read_rows(path, kind: str | None = None, columns: tuple = ()) -> list[tuple[int, dict]]:
-    """Rows of a file with the line (json: the number) each began on. kind: jsonl, json, csv, tsv or lines, the suffix without .gz if None.
+    """Rows of a file with the line (json: the number) each began on. kind: jsonl, json, csv, tsv or lines; by the suffix if None.
 
     Lines give rows {"line"}. With columns a table has no header and no quoting."""
     path = Path(path)

@@ -13,9 +13,11 @@ PACKAGE = sorted((ROOT / "minimon").glob("*.py"))
 SCRIPTS = [ROOT / "train.py", ROOT / "eval.py"]
 RUNTIME = {"torch", "tokenizers", "safetensors", "numpy", "jinja2", "huggingface_hub", "tqdm", "matplotlib"}
 IMPORTS = {                                    # module: what of minimon it may import
-    "files": set(), "rope": set(), "config": {"rope"}, "loss": set(), "metrics": set(), "cli": set(), "tokenizer": {"files"}, "tasks": {"files"}, "lora": {"files"},
+    "files": set(), "rope": set(), "config": {"rope"}, "loss": set(), "metrics": set(), "cli": set(), "tokenizer": {"files"}, "lora": {"files"}, "logs": set(), "records": {"files", "logs"},
+    "transcript": {"records"}, "tasks": {"files", "records", "transcript"}, "figure": {"metrics"}, "calibrate": {"files", "metrics"},
+    "scoring": {"calibrate", "evaluate", "files", "logs", "records", "tasks", "transcript"},
     "model": {"config", "rope"}, "checkpoint": {"config", "model", "files"}, "batch": {"tasks", "tokenizer"},
-    "generate": {"batch", "model"}, "evaluate": {"batch", "lora", "metrics", "model", "tasks", "tokenizer"}, "report": {"metrics", "files"},
+    "generate": {"batch", "model"}, "evaluate": {"batch", "lora", "metrics", "model", "tasks", "tokenizer"}, "report": {"figure", "metrics", "files"},
     "__init__": set(),
 }
 
