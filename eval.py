@@ -1,30 +1,36 @@
-"""Measure a saved adapter beside its base, score transcripts with it, or merge it into a plain checkpoint.
+"""Measure a saved adapter beside its base, pick a threshold, score transcripts, or merge it into a plain checkpoint.
 
     python eval.py --adapter runs/default-seed0                                   # the numbers of train.py again
+    python eval.py --adapter runs/default-seed0 --calibrate data/tasks/far.toml#home-threaten --fpr 0.01
     python eval.py --adapter runs/default-seed0 --score transcripts.jsonl --task data/tasks/far.toml#home-threaten > scores.jsonl
     python eval.py --adapter runs/default-seed0 --merge-to merged                 # loads in transformers
 """
 
 import json
+import os
 import platform
 import shutil
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 import minimon
+from minimon.calibrate import calibrate, find_calibration, save_calibration
 from minimon.checkpoint import load_model, save_model
 from minimon.cli import check_device, one_line_errors, parse, setting, shipped
 from minimon.evaluate import evaluate, evaluation_rows, score
-from minimon.files import json_row, read_json, sha256
+from minimon.files import read_json, sha256
 from minimon.lora import load_adapter, merge_lora
 from minimon.report import build_report, table, verdict_line, write_report
-from minimon.tasks import load_mixture, load_task, lookup
+from minimon.scoring import after, check_same, count_lines, items, score_items, whole_lines
+from minimon.tasks import load_mixture, load_task
 from minimon.tokenizer import load_tokenizer
 
 
@@ -34,16 +40,18 @@ class Settings:
     model: str | None = setting(None, "checkpoint directory or hub id; the run's own if not given")
     mixture: str | None = setting(None, "the tasks to evaluate on; the run's own if not given")
     epsilon: float | None = setting(None, "the verdict's threshold on mean performance; the run's own if not given")
-    out: str | None = setting(None, "directory for report.json and report.md; none if not given")
-    score: str | None = setting(None, "JSONL of transcripts to score: a line {id, P} each on standard output")
+    out: str | None = setting(None, "directory for report.json and report.md; with --score the file of scores; none if not given")
+    score: str | None = setting(None, "JSONL of transcripts, - for standard input, or an Inspect log: a line {id, P, decision} each")
     task: str | None = setting(None, "with --score: the task whose prompt is asked, FILE or FILE#NAME")
+    threshold: float | None = setting(None, "with --score: P above which the decision is true; the calibrated one if not given")
+    resume: bool = setting(False, "with --score and --out: go on after the last line that was scored")
+    calibrate: str | None = setting(None, "pick a threshold on the rows of this task, FILE or FILE#NAME, that were not trained on")
+    fpr: float = setting(0.01, "with --calibrate: share of negatives that may be above the threshold")
+    temperature: bool = setting(False, "with --calibrate: fit a temperature as well")
     merge_to: str | None = setting(None, "directory for the base with the adapter merged into it")
     batch_tokens: int | None = setting(None, "tokens of a forward pass; the run's own if not given")
     device: str = setting("cpu", "cpu, cuda or cuda:N")
     dtype: str | None = setting(None, "of the base: float32 or bfloat16; bfloat16 on cuda if not given", ("float32", "bfloat16"))
-
-
-CHUNK = 256                                    # rows scored together: what is held in memory of a file of any length
 
 
 def main(settings: Settings) -> int:
@@ -55,18 +63,19 @@ def main(settings: Settings) -> int:
         print(f"merged checkpoint in {settings.merge_to}")
         return 0
     tokenizer = load_tokenizer(shipped(run["model"]), date=run["date"])
+    if settings.calibrate:
+        return pick_threshold(settings, run, model, tokenizer)
     if settings.score:
         return score_file(settings, model, tokenizer, run["batch_tokens"])
 
     mixture, started = load_mixture(shipped(run["mixture"])), time.time()
-    total, columns = evaluation_rows(mixture, tokenizer), min(100, shutil.get_terminal_size().columns)
-    with tqdm(total=total, desc="evaluate", unit="row", ncols=columns) as bar:
+    with progress("evaluate", evaluation_rows(mixture, tokenizer)) as bar:
         scores = evaluate(model, tokenizer, mixture, batch_tokens=run["batch_tokens"], on_rows=bar.update)
     about = {"directory": settings.adapter, "command": sys.argv, "date": run["date"], "minimon": minimon.__version__,
              "torch": torch.__version__, "python": platform.python_version(), "device": settings.device,
              "evaluate_seconds": round(time.time() - started, 1)}
-    report = build_report(scores, model=run["model"], adapter=sha256(Path(settings.adapter) / "adapter_model.safetensors"),
-                          seed=run["seed"], epsilon=run["epsilon"], run=about)
+    report = build_report(scores, model=run["model"], adapter=adapter_hash(settings), seed=run["seed"], epsilon=run["epsilon"],
+                          run=about)
     if settings.out:
         Path(settings.out).mkdir(parents=True, exist_ok=True)
         write_report(report, settings.out, scores)
@@ -81,44 +90,88 @@ def run_settings(settings: Settings) -> dict:
         raise ValueError("--adapter: expected a run directory such as runs/default-seed0, got none")
     if bool(settings.score) != bool(settings.task):
         raise ValueError("--score and --task: expected both, a file of transcripts and the task to ask of them; got one")
+    if sum(map(bool, (settings.score, settings.calibrate, settings.merge_to))) > 1:
+        raise ValueError("--score, --calibrate and --merge-to: expected one of them, got more")
+    if settings.threshold is not None and not 0 <= settings.threshold <= 1:
+        raise ValueError(f"--threshold: expected a number in [0, 1], got {settings.threshold}")
     path = Path(settings.adapter) / "settings.json"
     run = {"seed": 0, "epsilon": 0.75, "batch_tokens": None, "date": date.today().isoformat()}
     run |= read_json(path) if path.is_file() else {}
     run |= {key: value for key in ("model", "mixture", "epsilon", "batch_tokens") if (value := getattr(settings, key)) is not None}
     if not run.get("model"):
         raise ValueError(f"--model: expected one, since {settings.adapter} has no settings.json that names the base")
-    if not run.get("mixture") and not settings.score and not settings.merge_to:
+    if not run.get("mixture") and not (settings.score or settings.merge_to or settings.calibrate):
         raise ValueError(f"--mixture: expected one, since {settings.adapter} has no settings.json that names it")
     return run
 
 
-def score_file(settings: Settings, model, tokenizer, batch_tokens: int | None) -> int:
-    """One line {"id", "P"} a row, in the file's order; P is of the task's first label. A row without an id gets its line's number."""
-    file, _, name = settings.task.partition("#")
-    task = load_task(shipped(file), name or None)
-    chunk = []
+def named_task(entry: str):
+    file, _, name = entry.partition("#")
+    return load_task(shipped(file), name or None)
 
-    def flush():
-        scores = score(model, tokenizer, task, [text for _, text in chunk], batch_tokens=batch_tokens)
-        for (name, _), p in zip(chunk, scores[:, 0].tolist()):
-            print(json.dumps({"id": name, "P": round(p, 6)}))
-        chunk.clear()
 
-    with open(settings.score, encoding="utf-8-sig") as lines, tqdm(desc="score", unit="row", file=sys.stderr) as bar:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{settings.score}:{number}"
-            row = json_row(line, where)
-            text = lookup(row, task.text, where)
-            if not isinstance(text, str):
-                raise ValueError(f"{where}: expected text in field {task.text!r}, got {type(text).__name__}")
-            chunk.append((row.get("id", number), text))
-            if len(chunk) == CHUNK:
-                flush()
-            bar.update()
-        flush()
+def adapter_hash(settings: Settings) -> str:
+    return sha256(Path(settings.adapter) / "adapter_model.safetensors")
+
+
+def pick_threshold(settings: Settings, run: dict, model, tokenizer) -> int:
+    """On the validation rows of the task, on its test rows where it has none."""
+    task = named_task(settings.calibrate)
+    side = "validation" if any(row.side == "validation" for row in task.rows) else "test"
+    rows = [row for row in task.rows if row.side == side]
+    with progress("calibrate", len(rows)) as bar:
+        scores = score(model, tokenizer, task, rows, batch_tokens=run["batch_tokens"], on_rows=bar.update).numpy()
+    try:
+        found = calibrate(scores, np.array([row.label for row in rows]), np.array([row.text for row in rows]), fpr=settings.fpr,
+                          fit=settings.temperature)
+    except ValueError as error:
+        raise ValueError(f"{settings.calibrate}: {side} rows: {error}") from error
+    path = save_calibration(settings.adapter, task, {"adapter": adapter_hash(settings), "model": run["model"], "rows": side, **found})
+    low, high = found["threshold_ci95"]
+    print(f"{task.name}: {next(iter(task.labels))} where P > {found['threshold']:.6g} [{low:.6g}, {high:.6g}], picked on {found['negatives']} "
+          f"negatives and {found['positives']} positives ({side} rows); temperature {found['temperature']:g}\n"
+          f"there FPR {found['fpr']:.4f} [{found['fpr_ci95'][0]:.4f}, {found['fpr_ci95'][1]:.4f}] and "
+          f"TPR {found['tpr']:.3f} [{found['tpr_ci95'][0]:.3f}, {found['tpr_ci95'][1]:.3f}]; stored in {path}")
     return 0
+
+
+def score_file(settings: Settings, model, tokenizer, batch_tokens: int | None) -> int:
+    """A line {"id", "P", "decision"} a row, in the file's order; into --out by way of --out.part, or to standard output."""
+    task = named_task(settings.task)
+    calibration = find_calibration(settings.adapter, task, adapter_hash(settings)) if settings.threshold is None else None
+    threshold, temperature = (calibration["threshold"], calibration["temperature"]) if calibration else (settings.threshold, 1.0)
+    if threshold is None:
+        sys.stderr.write(f"no threshold for task {task.name!r} beside the adapter: decision is null; pick one with --calibrate or --threshold\n")
+    out = Path(settings.out) if settings.out else None
+    part = out and Path(f"{out}.part")
+    if out and out.exists():
+        if not settings.resume:
+            raise ValueError(f"{out}: holds scores; name another --out, or remove it")
+        sys.stderr.write(f"{out}: these scores are finished\n")
+        return 0
+    if part and part.exists() and not settings.resume:
+        raise ValueError(f"{part}: holds scores that are not finished; give --resume to go on, or remove it")
+    count, size, last = whole_lines(part) if part and part.exists() else (0, 0, None)
+    found = after(items(settings.score, task), part, count) if count else items(settings.score, task)
+    if count:
+        os.truncate(part, size)
+    with open(part, "a" if count else "w", encoding="utf-8") if part else nullcontext(sys.stdout) as stream, \
+            progress("score", count_lines(settings.score), count) as bar:
+        for lines in score_items(model, tokenizer, task, found, threshold=threshold, temperature=temperature, batch_tokens=batch_tokens):
+            if last:
+                check_same(last, lines.pop(0), part)
+                last = None
+            stream.write("".join(json.dumps(line) + "\n" for line in lines))
+            stream.flush()
+            bar.update(len(lines))
+    if out:
+        os.replace(part, out)
+    return 0
+
+
+def progress(name: str, total: int | None, initial: int = 0):
+    """On stderr: standard output is for what is piped on."""
+    return tqdm(desc=name, total=total, initial=initial, unit="row", ncols=min(100, shutil.get_terminal_size().columns), mininterval=0.5)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def setting(default, help: str, choices=None):
-    """A dataclass field that is a flag: its name with dashes, its type from the annotation, None for off."""
+    """A dataclass field that is a flag: its name with dashes (from_ is --from), its type from the annotation, None for off."""
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
@@ -27,21 +27,29 @@ def parse(settings: type, argv: list[str] | None = None, description: str | None
                                      allow_abbrev=False)
     types_of = typing.get_type_hints(settings)
     for field in dataclasses.fields(settings):
-        flag, kind = "--" + field.name.replace("_", "-"), types_of[field.name]
+        flag, kind = "--" + field.name.rstrip("_").replace("_", "-"), types_of[field.name]
         if kind is bool:
-            parser.add_argument(flag, action="store_true", help=field.metadata["help"])
+            parser.add_argument(flag, dest=field.name, action="store_true", help=field.metadata["help"])
             continue
         if isinstance(kind, types.UnionType):
             kind = next(option for option in typing.get_args(kind) if option is not type(None))
-        parser.add_argument(flag, type=kind, default=field.default, choices=field.metadata["choices"], help=field.metadata["help"])
+        parser.add_argument(flag, dest=field.name, type=kind, default=field.default, choices=field.metadata["choices"],
+                            help=field.metadata["help"])
     return settings(**vars(parser.parse_args(argv)))
 
 
 @contextmanager
 def one_line_errors():
-    """What a user can cause ends in one line on stderr and exit code 2. MINIMON_TRACEBACK=1 shows where it was raised."""
+    """What a user can cause ends in one line on stderr and exit code 2. MINIMON_TRACEBACK=1 shows where it was raised.
+
+    As in a shell 130 is for an interrupt, 141 for a reader that went away."""
     try:
         yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())                 # what is left is flushed at exit
+        raise SystemExit(141) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     except (ValueError, OSError) as error:
         if os.environ.get("MINIMON_TRACEBACK"):
             raise

@@ -1,10 +1,13 @@
 """Files: JSON and TOML read with errors that name the file and line, safetensors read lazily, everything written by one rename."""
 
 import csv
+import gzip
 import hashlib
+import io
 import json
 import os
 import tomllib
+import zlib
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -25,9 +28,14 @@ def resolve(path_or_hub_id, patterns=("*.json", "model*.safetensors", "*.jinja")
 
 
 def read_text(path) -> str:
-    """UTF-8 text, a byte order mark dropped."""
+    """UTF-8 text, a byte order mark dropped; of a .gz file what it holds."""
+    data = Path(path).read_bytes()
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
+        data = gzip.decompress(data) if Path(path).suffix == ".gz" else data
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: expected a whole gzip file, got an error: {error}; fetch it again") from error
+    try:
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#04x} at offset {error.start}; "
                          "convert the file to UTF-8") from error
@@ -53,17 +61,22 @@ def read_toml(path) -> dict:
         raise ValueError(f"{path}: expected TOML, got an error: {error}") from error
 
 
-def read_rows(path) -> list[tuple[int, dict]]:
-    """Rows of a .jsonl, .json, .csv or .tsv file with the line (.json: the number) each began on."""
+def read_rows(path, kind: str | None = None, columns: tuple = ()) -> list[tuple[int, dict]]:
+    """Rows of a file with the line (json: the number) each began on. kind: jsonl, json, csv, tsv or lines; by the suffix if None.
+
+    Lines give rows {"line"}. With columns a table has no header and no quoting."""
     path = Path(path)
-    if path.suffix == ".jsonl":
+    kind = kind or path.with_suffix("" if path.suffix == ".gz" else path.suffix).suffix.lstrip(".")
+    if kind == "jsonl":
         return list(read_jsonl(path))
-    if path.suffix == ".json":
-        rows = json_rows(path)
-        return list(enumerate(rows, 1))
-    if path.suffix in (".csv", ".tsv"):
-        return list(csv_rows(path))
-    raise ValueError(f"{path}: expected rows in a .jsonl, .json, .csv or .tsv file, got {path.suffix or 'no suffix'!r}")
+    if kind == "json":
+        return list(enumerate(json_rows(path), 1))
+    if kind in ("csv", "tsv"):
+        return list(csv_rows(path, "\t" if kind == "tsv" else ",", columns))
+    if kind in ("lines", "txt"):
+        return [(number, {"line": line.rstrip("\r")}) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
+    raise ValueError(f"{path}: expected rows in a .jsonl, .json, .csv, .tsv or .txt file, or such a .gz, got {path.suffix or 'no suffix'!r}; "
+                     "give the task a format")
 
 
 def read_jsonl(path):
@@ -95,9 +108,9 @@ def json_rows(path):
     return rows
 
 
-def csv_rows(path):
-    lines = read_text(path).splitlines(keepends=True)
-    reader = csv.DictReader(lines, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+def csv_rows(path, delimiter: str, columns: tuple = ()):
+    options = {"fieldnames": columns, "quoting": csv.QUOTE_NONE} if columns else {"strict": True}
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, **options)
     csv.field_size_limit(2 ** 31 - 1)
     try:
         if reader.fieldnames is None:
@@ -105,7 +118,8 @@ def csv_rows(path):
         before = reader.line_num
         for row in reader:
             if None in row or None in row.values():
-                raise ValueError(f"{path}:{before + 1}: expected {len(reader.fieldnames)} fields, as in the header; got another number")
+                source = "columns" if columns else "the header"
+                raise ValueError(f"{path}:{before + 1}: expected {len(reader.fieldnames)} fields, as in {source}; got another number")
             yield before + 1, row
             before = reader.line_num
     except csv.Error as error:

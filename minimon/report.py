@@ -1,4 +1,4 @@
-"""Scores -> report.json, the table, the verdict line and the figure. Strings only: the scripts print."""
+"""Scores -> report.json, report.md, the table and the verdict line. Strings only: the scripts print."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from minimon.figure import RATES, reliability_rows, roc_rows, uplift_text, write_figure
 from minimon.files import read_jsonl, write_json, write_text
 from minimon.metrics import Scores, chance, inter_task_generalization, intervals, mean_measures, measures, performance
 
@@ -47,12 +48,12 @@ def verdict(tasks: list[Scores], epsilon: float) -> dict:
             "ci95": intervals(tasks)["performance"]["adapter"], "chance": chance(tasks), "epsilon": epsilon, "generalizes": generalizes}
 
 
-def write_report(report: dict, directory, scores) -> None:
+def write_report(report: dict, directory, scores: dict[str, dict[str, list[Scores]]]) -> None:
     """scores.jsonl, report.md, the figure where matplotlib is there, and report.json last: with it a run is finished."""
     directory = Path(directory)
     write_scores(scores, directory / "scores.jsonl")
-    write_text(directory / "report.md", markdown(report))
-    write_figure(report, directory / "report.png")
+    write_text(directory / "report.md", markdown(report) + curves(report, scores))
+    write_figure(report, directory / "report.png", scores)
     write_json(directory / "report.json", report)
 
 
@@ -152,10 +153,25 @@ def verdict_line(report: dict) -> str:
             f"(base {part['base_mean']:.3f}, chance {part['chance']:.3f})")
 
 
-def markdown(report: dict) -> str:
-    def lines(header, rows):
-        return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
+def lines(header: list[str], rows: list[list[str]]) -> str:
+    """A table in markdown, its columns as wide as their cells, so that it reads as well in a terminal."""
+    widths = [max(3, *(len(row[i]) for row in [header, *rows])) for i in range(len(header))]
+    return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |"
+                     for row in [header, ["-" * width for width in widths], *rows])
 
+
+def curves(report: dict, scores: dict | None) -> str:
+    parts = [f"## Uplift in AUROC, task by task\n\n```\n{uplift_text(report)}\n```"]
+    if scores:
+        parts += ["## ROC\n\nTPR at a given FPR, tasks pooled after ranking within each.",
+                  lines(["split / group", "", "negatives", *(f"at {rate:.1%}" for rate in RATES)], roc_rows(scores)),
+                  "## Reliability\n\nShare of positives among rows with P in a bin: equal to the mean P where P can be taken at its word.",
+                  lines(["split", "P", *(f"{which} {key}" for which in ("base", "adapter") for key in ("rows", "mean P", "positive"))],
+                        reliability_rows(scores))]
+    return "\n" + "\n\n".join(parts) + "\n"
+
+
+def markdown(report: dict) -> str:
     parts = [f"# {report['model']}, seed {report['seed']}", verdict_line(report) + ".", lines(HEADER, summary_rows(report)),
              "Uplift is adapter minus base in AUROC; intervals are paired bootstraps over transcripts.",
              *(f"- {line}" for line in notes(report))]
@@ -167,34 +183,3 @@ def markdown(report: dict) -> str:
                  number(task["uplift"]["auroc"], True), interval(task["uplift"]["ci95"])] for task in part["tasks"]]
         parts += [f"## {split}", lines(header, rows)]
     return "\n\n".join(parts) + "\n"
-
-
-# ---- figure --------------------------------------------------------------------------------------------------------------
-
-
-def write_figure(report: dict, path: Path) -> bool:
-    """AUROC of base and adapter a group, with intervals. False where matplotlib is not installed."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError:
-        return False
-    entries = [(f"{split}\n{group}".strip(), entry) for split, part in report["splits"].items()
-               for group, entry in (part["groups"] or {"": part["mean"]}).items() if entry["base"]["auroc"] is not None]
-    figure = Figure(figsize=(1.6 * len(entries) + 1.5, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
-    for offset, which, color in ((-0.12, "base", "0.55"), (0.12, "adapter", "tab:blue")):
-        values = [entry[which]["auroc"] for _, entry in entries]
-        bounds = [entry[which]["auroc_ci95"] for _, entry in entries]
-        errors = [[value - low for value, (low, _) in zip(values, bounds)], [high - value for value, (_, high) in zip(values, bounds)]]
-        axes.errorbar([i + offset for i in range(len(values))], values, yerr=errors, fmt="o", color=color, label=which, capsize=3)
-    axes.axhline(0.5, color="0.8", linewidth=1, zorder=0)
-    axes.set_xticks(range(len(entries)), [name for name, _ in entries], fontsize=8)
-    axes.set_ylabel("AUROC, mean over tasks")
-    axes.set_ylim(min(0.45, *(entry[which]["auroc_ci95"][0] for _, entry in entries for which in ("base", "adapter"))) - 0.02, 1.01)
-    axes.legend(frameon=False, loc="lower right")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    figure.savefig(path, dpi=120, metadata={"Software": None})
-    return True
