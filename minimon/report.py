@@ -43,7 +43,9 @@ def verdict(tasks: list[Scores], epsilon: float) -> dict:
 
 
 def write_report(report: dict, directory, scores: dict[str, dict[str, list[Scores]]] | None = None) -> None:
-    """report.md, the figure where matplotlib is there, and report.json last: with it a run is finished. ROC and reliability need the scores."""
+    """report.md, the figure where matplotlib is there, and report.json last: with it a run is finished.
+
+    ROC and reliability need the scores."""
     directory = Path(directory)
     write_text(directory / "report.md", markdown(report) + curves(report, scores))
     write_figure(report, directory / "report.png", scores)

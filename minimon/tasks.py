@@ -192,7 +192,8 @@ def load_mixture(path, check: bool = True) -> Mixture:
     train, evaluation = data.get("train"), data.get("eval")
     if not isinstance(train, dict) or not isinstance(evaluation, dict):
         raise ValueError(f"{path}: expected tables [train] and [eval], got {', '.join(data) or 'nothing'}")
-    unknown = set(data) - {"name", "train", "eval", "max_chars"} | {f"train.{key}" for key in set(train) - {"tasks", "weights", "cap", "balance"}} \
+    unknown = set(data) - {"name", "train", "eval", "max_chars"} \
+        | {f"train.{key}" for key in set(train) - {"tasks", "weights", "cap", "balance"}} \
         | {f"eval.{key}" for key in set(evaluation) - {"rows", *SPLITS}}
     if unknown:
         raise ValueError(f"{path}: unknown keys {', '.join(sorted(unknown))}; the splits of eval are {', '.join(SPLITS)}")
@@ -205,8 +206,8 @@ def load_mixture(path, check: bool = True) -> Mixture:
             splits[split] = {"" if group == "tasks" else group: find_tasks(entries, path, f"eval.{split}.{group}", files, limit)
                              for group, entries in groups.items()}
     mixture = Mixture(
-        str(data.get("name", path.stem)), path, find_tasks(train.get("tasks"), path, "train.tasks", files, limit), dict(train.get("weights", {})),
-        count(train.get("cap"), path, "train.cap"), count(evaluation.get("rows"), path, "eval.rows"),
+        str(data.get("name", path.stem)), path, find_tasks(train.get("tasks"), path, "train.tasks", files, limit),
+        dict(train.get("weights", {})), count(train.get("cap"), path, "train.cap"), count(evaluation.get("rows"), path, "eval.rows"),
         bool(train.get("balance", True)), splits)
     if check:
         check_mixture(mixture)
