@@ -128,8 +128,8 @@ def pick_threshold(settings: Settings, run: dict, model, tokenizer) -> int:
         raise ValueError(f"{settings.calibrate}: {side} rows: {error}") from error
     path = save_calibration(settings.adapter, task, {"adapter": adapter_hash(settings), "model": run["model"], "rows": side, **found})
     low, high = found["threshold_ci95"]
-    print(f"{task.name}: {next(iter(task.labels))} where P > {found['threshold']:.6g} [{low:.6g}, {high:.6g}], picked on {found['negatives']} "
-          f"negatives and {found['positives']} positives ({side} rows); temperature {found['temperature']:g}\n"
+    print(f"{task.name}: {next(iter(task.labels))} where P > {found['threshold']:.6g} [{low:.6g}, {high:.6g}], picked on "
+          f"{found['negatives']} negatives and {found['positives']} positives ({side} rows); temperature {found['temperature']:g}\n"
           f"there FPR {found['fpr']:.4f} [{found['fpr_ci95'][0]:.4f}, {found['fpr_ci95'][1]:.4f}] and "
           f"TPR {found['tpr']:.3f} [{found['tpr_ci95'][0]:.3f}, {found['tpr_ci95'][1]:.3f}]; stored in {path}")
     return 0
@@ -141,7 +141,8 @@ def score_file(settings: Settings, model, tokenizer, batch_tokens: int | None) -
     calibration = find_calibration(settings.adapter, task, adapter_hash(settings)) if settings.threshold is None else None
     threshold, temperature = (calibration["threshold"], calibration["temperature"]) if calibration else (settings.threshold, 1.0)
     if threshold is None:
-        sys.stderr.write(f"no threshold for task {task.name!r} beside the adapter: decision is null; pick one with --calibrate or --threshold\n")
+        sys.stderr.write(f"no threshold for task {task.name!r} beside the adapter: decision is null; pick one with --calibrate or "
+                         "--threshold\n")
     out = Path(settings.out) if settings.out else None
     part = out and Path(f"{out}.part")
     if out and out.exists():

@@ -75,8 +75,8 @@ def read_rows(path, kind: str | None = None, columns: tuple = ()) -> list[tuple[
         return list(csv_rows(path, "\t" if kind == "tsv" else ",", columns))
     if kind in ("lines", "txt"):
         return [(number, {"line": line.rstrip("\r")}) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
-    raise ValueError(f"{path}: expected rows in a .jsonl, .json, .csv, .tsv or .txt file, or such a .gz, got {path.suffix or 'no suffix'!r}; "
-                     "give the task a format")
+    raise ValueError(f"{path}: expected rows in a .jsonl, .json, .csv, .tsv or .txt file, or such a .gz, got "
+                     f"{path.suffix or 'no suffix'!r}; give the task a format")
 
 
 def read_jsonl(path):

@@ -56,8 +56,8 @@ def count_samples(path) -> int | None:
 def record(header: dict, sample: dict, where: str) -> dict:
     about, metadata = header.get("eval") or {}, sample.get("metadata") or {}
     scores = sample.get("scores") or ({"score": sample["score"]} if sample.get("score") else {})
-    found = {"id": f"{about.get('task_id', '')}:{sample['id']}:{sample.get('epoch', 1)}", "task": about.get("task"), "model": about.get("model"),
-             "sample": sample["id"], "epoch": sample.get("epoch", 1), "metadata": metadata,
+    found = {"id": f"{about.get('task_id', '')}:{sample['id']}:{sample.get('epoch', 1)}", "task": about.get("task"),
+             "model": about.get("model"), "sample": sample["id"], "epoch": sample.get("epoch", 1), "metadata": metadata,
              "scores": {name: score.get("value") if isinstance(score, dict) else score for name, score in scores.items()},
              "label": control_label(metadata, about.get("metadata") or {}), "group": str(metadata.get("main_task_name") or sample["id"])}
     reason = skip_reason(header, sample)
@@ -156,7 +156,8 @@ def member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path):
     where = f"{path}: {info.filename}"
     try:
         return json.loads(zstd_member(archive, info, where) if info.compress_type == ZSTD else archive.read(info))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, zipfile.BadZipFile, zlib.error, NotImplementedError,
+            EOFError) as error:
         raise ValueError(f"{where}: expected a whole member with JSON, got an error: {error}") from error
 
 

@@ -75,7 +75,8 @@ def source_problems(source) -> list[str]:
     problems += [f"source: expected a path below the address, got {name!r}" for name in source["files"]
                  if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts]
     address = str(source["address"])
-    if not address.startswith(("https://", "http://")) or ".." in PurePosixPath(urlsplit(address).path).parts or not Source(**source).folder:
+    parts = PurePosixPath(urlsplit(address).path.strip("/")).parts
+    if not address.startswith(("https://", "http://")) or not parts or ".." in parts:
         problems.append(f"source: expected the address of a folder on the web, got {address!r}")
     if not isinstance(source["licence"], str) or not source["licence"].strip() or not source["files"]:
         problems.append("source: expected a licence in words, or \"none found\", and at least one file")
@@ -92,7 +93,8 @@ def records(path: Path, reading: Reading):
             if reading.join:
                 value = str(lookup(record, reading.join["field"], where))
                 if value not in pointed:
-                    raise ValueError(f"{where}: expected {reading.join['field']} to point to a row of {reading.join['file']}, got {value!r}")
+                    raise ValueError(f"{where}: expected {reading.join['field']} to point to a row of {reading.join['file']}, got "
+                                     f"{value!r}")
                 record["@join"] = pointed[value]
             for row in [{**record, "@name": name, "@value": lookup(record, name, where)} for name in reading.each] or [record]:
                 if kept(row, reading, where):

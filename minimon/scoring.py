@@ -141,5 +141,5 @@ def check_same(line: dict, again: dict, path: Path) -> None:
     p, q = line.get("P"), again["P"]
     same = p is q is None or None not in (p, q) and abs(p - q) < 1e-4
     if not same or (line.get("decision") is None) != (again["decision"] is None):
-        raise ValueError(f"{path}: expected P {q} for row {again['id']!r}, got {p}: these are scores of another adapter, task or threshold; "
-                         "remove the file to start again")
+        raise ValueError(f"{path}: expected P {q} for row {again['id']!r}, got {p}: these are scores of another adapter, task or "
+                         "threshold; remove the file to start again")

@@ -34,7 +34,8 @@ def results(cells: dict, baseline_numbers: dict | None, fraction: float | None =
         "seeds": {name: len(runs.runs) for name, runs in regimes.items()},
         "inter_task": {name: means for name in regimes if (means := inter_task(cells, name))}, "summary_references": references(cells),
         "labels": {key: report["labels"] for key, (_, report) in cells.items() if "labels" in report},
-        "dilution": {"fraction": curve(cells, r"joint([\d.]+)-seed\d+", {0.0: "none", fraction: "joint"}), "tasks": curve(cells, r"tasks(\d+)-seed\d+")},
+        "dilution": {"fraction": curve(cells, r"joint([\d.]+)-seed\d+", {0.0: "none", fraction: "joint"}),
+                     "tasks": curve(cells, r"tasks(\d+)-seed\d+")},
         "transfer": transfer(cells), "scarce": scarce(cells), "baselines": baseline_numbers or {}}
     return {"numbers": numbers, "text": text(numbers)}
 

@@ -11,8 +11,8 @@ from minimon.records import KEYS, Reading, lookup, make_reading, records, same
 from minimon.transcript import text_of
 
 SIDES = ("train", "validation", "test")
-TASK_KEYS = {"name", "domain", "prompt", "prompt_position", "rows", "text", "label", "labels", "skip", "split", "default", "group", "unique",
-             "max_chars", "reasoning"} | KEYS
+TASK_KEYS = {"name", "domain", "prompt", "prompt_position", "rows", "text", "label", "labels", "skip", "split", "default", "group",
+             "unique", "max_chars", "reasoning"} | KEYS
 
 
 @dataclass(frozen=True)

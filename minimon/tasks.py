@@ -39,6 +39,7 @@ class Mixture:
     splits: dict[str, dict[str, list[Task]]]   # split -> group -> tasks; a split without groups has the group ""
     options: dict[str, Options]                # split -> its own settings
     instruct: Instruct | None
+    max_chars: int | None = None               # limit on every task's texts
 
     def train_rows(self, task: Task, seed: int) -> list[Row]:
         return task.select("train", self.cap, balance=self.balance, seed=seed)
@@ -77,7 +78,7 @@ def load_mixture(path, check: bool = True) -> Mixture:
     mixture = Mixture(
         str(data.get("name", path.stem)), path, find_tasks(train.get("tasks"), path, "train.tasks", files, limit),
         dict(train.get("weights", {})), count(train.get("cap"), path, "train.cap"), rows, bool(train.get("balance", True)), splits, options,
-        instruct_table(data["instruct"], path) if "instruct" in data else None)
+        instruct_table(data["instruct"], path) if "instruct" in data else None, limit)
     if check:
         check_mixture(mixture)
     return mixture

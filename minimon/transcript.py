@@ -10,9 +10,9 @@
     [tool read_file]
     milk, eggs
 
-A blank line between turns. A turn is headed by its role, a tool's result also by the tool's name; then its text, then its calls, one a line,
-with their arguments as JSON. Sessions (a list of lists) are parted by [session 2]. Pictures and the like become (image); reasoning is left
-out unless asked for. A line of a message that would read as a header, a call or an error is indented by a space, so that no tool result can
+A blank line between turns. A turn is headed by its role, a tool's result also by the tool's name; then its text, then its calls, one a
+line, with their arguments as JSON. Sessions (a list of lists) are parted by [session 2]. Pictures and the like become (image); reasoning is
+left out unless asked for. A line of a message that would read as a header, a call or an error is indented by a space, so that no tool result can
 pose as another turn.
 
 Turns are read in the shapes of OpenAI's chat (tool_calls, function_call), of Inspect logs, and of R-Judge (thought and action).
@@ -31,7 +31,9 @@ POSES = re.compile(r"^(?=\[|call |error: )", re.M)
 
 
 def text_of(record: dict, text: str, where: str, max_chars: int | None = None, reasoning: bool = False) -> str:
-    """The field `text` of a record, or a template with fields in braces; turns as a transcript. Of more than max_chars the middle is cut."""
+    """The field `text` of a record, or a template with fields in braces; turns as a transcript.
+
+    Of more than max_chars the middle is cut."""
     def shown(name):
         value = lookup(record, name, where)
         if isinstance(value, list):
