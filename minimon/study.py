@@ -167,8 +167,8 @@ def write_mixture(mixture: Mixture, path: Path, train, cap, splits) -> Path:
     def listed(tasks):
         return "[" + ", ".join(json.dumps(f"{Path(task.where).resolve()}#{task.name}") for task in tasks) + "]"
 
-    lines = [f"name = {json.dumps(path.stem)}", *([f"max_chars = {mixture.max_chars}"] if mixture.max_chars else []), "[train]", f"tasks = {listed(train)}", f"balance = {json.dumps(mixture.balance)}"]
-    lines += [f"cap = {cap}"] if cap else []
+    lines = [f"name = {json.dumps(path.stem)}"] + ([f"max_chars = {mixture.max_chars}"] if mixture.max_chars else [])
+    lines += ["[train]", f"tasks = {listed(train)}", f"balance = {json.dumps(mixture.balance)}"] + ([f"cap = {cap}"] if cap else [])
     if mixture.instruct:
         lines += ["[instruct]", f"rows = {json.dumps(str(mixture.instruct.path.resolve()))}"]
     lines += ["[eval]"] + ([f"rows = {mixture.eval_rows}"] if mixture.eval_rows else [])
