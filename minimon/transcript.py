@@ -11,9 +11,9 @@
     milk, eggs
 
 A blank line between turns. A turn is headed by its role, a tool's result also by the tool's name; then its text, then its calls, one a
-line, with their arguments as JSON. Sessions (a list of lists) are parted by [session 2]. Pictures and the like become (image); reasoning is
-left out unless asked for. A line of a message that would read as a header, a call or an error is indented by a space, so that no tool result can
-pose as another turn.
+line, with their arguments as JSON. Sessions (a list of lists) are parted by [session 2]. Pictures and the like become (image); reasoning
+is left out unless asked for. A line of a message that would read as a header, a call or an error is indented by a space, so that no tool
+result can pose as another turn.
 
 Turns are read in the shapes of OpenAI's chat (tool_calls, function_call), of Inspect logs, and of R-Judge (thought and action).
 """
