@@ -63,7 +63,7 @@ class Settings:
     loss: str = setting("vocab", "cross-entropy of the answer over the vocabulary or over the labels", ("vocab", "label"))
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, more time")
     # optimizer
-    steps: int = setting(600, "optimizer steps")
+    steps: int = setting(400, "optimizer steps")
     lr: float = setting(3e-3, "peak learning rate")
     instruct_steps: int = setting(200, "steps after the classification phase, with --instruct after")
     instruct_lr: float = setting(1e-3, "their peak learning rate")
@@ -90,7 +90,9 @@ def main(settings: Settings) -> int:
         return 0
     day = (saved or {}).get("date") or settings.date or date.today().isoformat()
     tokenizer = load_tokenizer(shipped(settings.model), date=day)
-    labels = {task.name: label_ids(tokenizer, task) for task in all_tasks(mixture)}
+    for task in all_tasks(mixture):
+        label_ids(tokenizer, task)             # refused before anything is trained; an evaluation task may share a training task's name
+    labels = {task.name: label_ids(tokenizer, task) for task in mixture.train}
 
     torch.manual_seed(settings.seed)
     dtype = getattr(torch, settings.dtype) if settings.dtype else None

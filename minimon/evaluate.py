@@ -54,6 +54,7 @@ def evaluate(model: Decoder, tokenizer: Tokenizer, mixture: Mixture, *, batch_to
                 scores[split][group].append(Scores(
                     task.name, task.domain, np.array([row.label for row in rows]), np.array(texts), base["P"], adapter["P"], shares,
                     {name: base[name] for name in REFERENCES if name in base}))
+    enable_lora(model, True)
     return scores
 
 

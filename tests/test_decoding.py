@@ -46,7 +46,7 @@ def base():
     add_lora(model, 2)
     for name, parameter in adapter_tensors(model).items():
         if "lora_B" in name:
-            torch.nn.init.normal_(parameter, std=0.05)
+            torch.nn.init.normal_(parameter, std=0.3)
     return model, load_tokenizer(ROOT / "data/base")
 
 

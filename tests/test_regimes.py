@@ -168,3 +168,15 @@ def test_scores_of_the_base_are_shared_between_runs_and_not_between_bases(talkin
         (folder / path.name).write_bytes(path.read_bytes() + (b" " if path.name == "config.json" else b""))
     sides.clear()
     assert train.main(settings(talking, tmp_path / "d", model=str(folder), **shared)) == 0 and sides
+
+
+def test_an_evaluation_task_of_the_same_name_with_other_labels_changes_nothing_in_training(talking, tmp_path):
+    text = talking.read_text().replace("[eval.new_prompt]\n", f'[eval.new_prompt]\nrenamed = ["{ROOT}/data/tasks/renamed.toml#*"]\n')
+    text = text.replace('tasks = ["', f'tasks = ["{ROOT}/data/tasks/bank.toml", "', 1).replace('"talks.jsonl"', f'"{talking.parent}/talks.jsonl"')
+    (tmp_path / "with.toml").write_text(text)
+    (tmp_path / "without.toml").write_text(text.replace("renamed = [", "# ["))
+    for name in ("with", "without"):
+        assert train.main(settings(tmp_path / f"{name}.toml", tmp_path / name, steps=3, batch_size=40)) == 0
+    adapters = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("with", "without")]
+    trained = {task.name for task in load_mixture(tmp_path / "with.toml").train}
+    assert trained & {task.name for task in load_mixture(tmp_path / "with.toml").splits["new_prompt"]["renamed"]} and adapters[0] == adapters[1]

@@ -366,4 +366,4 @@ def test_two_log_probabilities_give_the_same_P(run, folder):
     yes, no = tokenizer.label_ids(list(task.labels))
     with torch.no_grad():
         logs = model.logits(model(torch.tensor([encode_row(tokenizer, task, "Sings")])))[0, -1].log_softmax(-1)
-    assert 1 / (1 + math.exp(logs[no] - logs[yes])) == pytest.approx(score(model, tokenizer, task, ["Sings"])[0, 0].item(), abs=1e-6)
+    assert 1 / (1 + math.exp(logs[no] - logs[yes])) == pytest.approx(score(model, tokenizer, task, ["Sings"])[0, 0].item(), abs=1e-5)
