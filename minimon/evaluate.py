@@ -13,11 +13,11 @@ from minimon.generate import generate
 from minimon.lora import enable_lora
 from minimon.metrics import Scores
 from minimon.model import Decoder
-from minimon.tasks import Mixture, Options, Task
+from minimon.tasks import SPLITS, Mixture, Options, Task
 from minimon.tokenizer import Tokenizer
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 65536}             # a CPU gains nothing from more, and pads more
-DECODE_TOKENS = {"cpu": 8192, "cuda": 65536}            # a step of decoding is one token a row
+DECODE_TOKENS = {"cpu": 16384, "cuda": 65536}            # a step of decoding is one token a row
 
 
 class Reading(NamedTuple):
@@ -33,29 +33,25 @@ def evaluate(model: Decoder, tokenizer: Tokenizer, mixture: Mixture, *, batch_to
 
     known: a Known, whose scores of the base are taken and added to. on_rows(n) is called after n more rows; there are
     `evaluation_rows` of them."""
-    scores = {split: {group: [] for group in groups} for split, groups in measured_splits(mixture, tokenizer).items()}
-    for split, groups in scores.items():
-        for group in groups:
-            for task in mixture.splits[split][group]:
-                rows, options = mixture.test_rows(task, split), mixture.options[split]
-                texts = [row.text for row in rows]
-                key = known.key(split, task, texts, options) if known else None
-                base = known.get(key) if known else None
-                if base is None:
-                    base = base_side(model, tokenizer, split, task, texts, options, batch_tokens, on_rows)
-                    if known:
-                        known.put(key, base)
-                elif on_rows:
-                    on_rows(len(rows))
-                enable_lora(model, True)
-                adapter = SIDES.get(split, answer_side)(model, tokenizer, task, texts, options, batch_tokens, on_rows)
-                shares = {which: {name: side[name] for name in SHARES if name in side}
-                          for which, side in (("base", base), ("adapter", adapter))}
-                scores[split][group].append(Scores(
-                    task.name, task.domain, np.array([row.label for row in rows]), np.array(texts), base["P"], adapter["P"], shares,
-                    {name: base[name] for name in REFERENCES if name in base}))
+    scores = {}
+    for split, groups in measured_splits(mixture, tokenizer).items():
+        asked = [(task, mixture.test_rows(task, split)) for tasks in groups.values() for task in tasks]
+        pairs = [(task, [row.text for row in rows]) for task, rows in asked]
+        base = base_sides(model, tokenizer, split, pairs, mixture.options[split], batch_tokens, known, on_rows)
+        enable_lora(model, True)
+        adapter = SIDES[split](model, tokenizer, pairs, mixture.options[split], batch_tokens, on_rows)
+        sides = iter(zip(asked, base, adapter))
+        scores[split] = {group: [scores_of(*next(sides)) for _ in tasks] for group, tasks in groups.items()}
     enable_lora(model, True)
     return scores
+
+
+def scores_of(asked, base: dict, adapter: dict) -> Scores:
+    task, rows = asked
+    shares = {which: {name: side[name] for name in SHARES if name in side} for which, side in (("base", base), ("adapter", adapter))}
+    labels, texts = np.array([row.label for row in rows]), np.array([row.text for row in rows])
+    return Scores(task.name, task.domain, labels, texts, base["P"], adapter["P"], shares,
+                  {name: base[name] for name in REFERENCES if name in base})
 
 
 def measured_splits(mixture: Mixture, tokenizer: Tokenizer) -> dict:
@@ -72,40 +68,55 @@ def evaluation_rows(mixture: Mixture, tokenizer: Tokenizer) -> int:
 SHARES, REFERENCES = ("label_mass", "well_formed"), ("transcript", "empty")
 
 
-def base_side(model, tokenizer, split, task, texts, options: Options, batch_tokens, on_rows) -> dict[str, np.ndarray]:
-    """The base's side, and for summaries what bounds them: P given the transcript itself, and given nothing."""
+def base_sides(model, tokenizer, split, pairs, options: Options, batch_tokens, known, on_rows) -> list[dict[str, np.ndarray]]:
+    """The base's side of each task, as far as it is not known; for summaries also what bounds them: P given the transcript, and nothing."""
     enable_lora(model, False)
-    side = SIDES.get(split, answer_side)(model, tokenizer, task, texts, options, batch_tokens, on_rows)
-    if split == "summary":
-        for name, judged in (("transcript", texts), ("empty", [""] * len(texts))):
-            side[name] = score(model, tokenizer, task, judged, batch_tokens=batch_tokens).numpy()
-    return side
+    keys = [known.key(split, task, texts, options) if known else None for task, texts in pairs]
+    sides = [known.get(key) if known else None for key in keys]
+    new = [i for i, side in enumerate(sides) if side is None]
+    if on_rows:
+        on_rows(sum(len(texts) for (_, texts), side in zip(pairs, sides) if side))
+    for i, side in zip(new, SIDES[split](model, tokenizer, [pairs[i] for i in new], options, batch_tokens, on_rows)):
+        task, texts = pairs[i]
+        if split == "summary":
+            for name, judged in (("transcript", texts), ("empty", [""] * len(texts))):
+                side[name] = score(model, tokenizer, task, judged, batch_tokens=batch_tokens).numpy()
+        sides[i] = side
+        if known:
+            known.put(keys[i], side)
+    return sides
 
 
-def answer_side(model, tokenizer, task, texts, options, batch_tokens, on_rows) -> dict[str, np.ndarray]:
-    """The answer at once: P (n, N), and shares (n,)."""
-    reading = read(model, tokenizer, task, texts, batch_tokens=batch_tokens, on_rows=on_rows)
-    return {"P": reading.P.numpy(), "label_mass": reading.label_mass.numpy()}
+def answer_sides(model, tokenizer, pairs, options, batch_tokens, on_rows) -> list[dict[str, np.ndarray]]:
+    """The answer at once, for each (task, texts): P (n, N), and shares (n,)."""
+    return [as_side(read(model, tokenizer, task, texts, batch_tokens=batch_tokens, on_rows=on_rows)) for task, texts in pairs]
 
 
-def thinking_side(model, tokenizer, task, texts, options: Options, batch_tokens, on_rows) -> dict[str, np.ndarray]:
-    reading, well_formed = think(model, tokenizer, task, texts, max_new_tokens=options.max_new_tokens, batch_tokens=batch_tokens,
-                                 on_rows=on_rows)
-    return {"P": reading.P.numpy(), "label_mass": reading.label_mass.numpy(), "well_formed": well_formed.float().numpy()}
+def thinking_sides(model, tokenizer, pairs, options: Options, batch_tokens, on_rows) -> list[dict[str, np.ndarray]]:
+    found = think_all(model, tokenizer, pairs, max_new_tokens=options.max_new_tokens, batch_tokens=batch_tokens, on_rows=on_rows)
+    return [as_side(reading, well_formed.float().numpy()) for reading, well_formed in found]
 
 
-def summary_side(model, tokenizer, task, texts, options: Options, batch_tokens, on_rows) -> dict[str, np.ndarray]:
-    """The model as it is summarizes; the base reads the summaries alone. Leaves the adapter off."""
+def summary_sides(model, tokenizer, pairs, options: Options, batch_tokens, on_rows) -> list[dict[str, np.ndarray]]:
+    """The model as it is summarizes each transcript once; the base reads the summaries alone. Leaves the adapter off."""
+    texts = list(dict.fromkeys(text for _, texts in pairs for text in texts))
     prompts = [tokenizer.chat([{"role": "system", "content": options.prompt}, {"role": "user", "content": text}]) for text in texts]
     answers = generate(model, prompts, max_new_tokens=options.max_new_tokens, stop_ids=tokenizer.stop_ids,
                        batch_tokens=decode_tokens(model, batch_tokens), on_rows=on_rows)
+    if on_rows:
+        on_rows(sum(len(texts) for _, texts in pairs) - len(texts))
     enable_lora(model, False)
-    reading = read(model, tokenizer, task, [tokenizer.decode(answer.ids) for answer in answers], batch_tokens=batch_tokens)
-    return {"P": reading.P.numpy(), "label_mass": reading.label_mass.numpy(),
-            "well_formed": np.array([answer.ended for answer in answers], dtype=np.float32)}
+    summary = {text: (tokenizer.decode(answer.ids), answer.ended) for text, answer in zip(texts, answers)}
+    return [as_side(read(model, tokenizer, task, [summary[text][0] for text in texts], batch_tokens=batch_tokens),
+                    np.array([summary[text][1] for text in texts], dtype=np.float32)) for task, texts in pairs]
 
 
-SIDES = {"thinking": thinking_side, "summary": summary_side}
+def as_side(reading: Reading, well_formed: np.ndarray | None = None) -> dict[str, np.ndarray]:
+    side = {"P": reading.P.numpy(), "label_mass": reading.label_mass.numpy()}
+    return side if well_formed is None else {**side, "well_formed": well_formed}
+
+
+SIDES = {split: answer_sides for split in SPLITS} | {"thinking": thinking_sides, "summary": summary_sides}
 
 
 def think(model: Decoder, tokenizer: Tokenizer, task: Task, texts: list[str], *, max_new_tokens: int, temperature: float = 0.0,
@@ -114,13 +125,23 @@ def think(model: Decoder, tokenizer: Tokenizer, task: Task, texts: list[str], *,
 
     -> (Reading, well-formed (n,) bool: the reasoning ended by itself and a label is the likeliest token after it). Reasoning that is cut at
     max_new_tokens, or ends the turn, is closed there and read like any other."""
-    prompts = [encode_row(tokenizer, task, text, thinking=True) for text in texts]
-    label_ids = tokenizer.label_ids(list(task.labels), thinking=True)
+    return think_all(model, tokenizer, [(task, texts)], max_new_tokens=max_new_tokens, temperature=temperature, generator=generator,
+                     batch_tokens=batch_tokens, on_rows=on_rows)[0]
+
+
+def think_all(model, tokenizer, pairs, *, max_new_tokens, temperature=0.0, generator=None, batch_tokens=None, on_rows=None) -> list:
+    """`think` for each (task, texts), all of them decoded together."""
+    prompts = [encode_row(tokenizer, task, text, thinking=True) for task, texts in pairs for text in texts]
     thoughts = generate(model, prompts, max_new_tokens=max_new_tokens, stop_ids={tokenizer.think_end, *tokenizer.stop_ids},
                         temperature=temperature, generator=generator, batch_tokens=decode_tokens(model, batch_tokens), on_rows=on_rows)
-    ids = [prompt + thought.ids + tokenizer.close_thought for prompt, thought in zip(prompts, thoughts)]
-    reading = read_ids(model, ids, label_ids, batch_tokens)
-    return reading, torch.tensor([thought.stop == tokenizer.think_end for thought in thoughts], dtype=torch.bool) & reading.label_first
+    found, written = [], iter(zip(prompts, thoughts))
+    for task, texts in pairs:
+        some = [next(written) for _ in texts]
+        ids = [prompt + thought.ids + tokenizer.close_thought for prompt, thought in some]
+        reading = read_ids(model, ids, tokenizer.label_ids(list(task.labels), thinking=True), batch_tokens)
+        ended = torch.tensor([thought.stop == tokenizer.think_end for _, thought in some], dtype=torch.bool)
+        found.append((reading, ended & reading.label_first))
+    return found
 
 
 def decode_tokens(model, batch_tokens: int | None) -> int:

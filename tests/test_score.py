@@ -324,7 +324,7 @@ def test_the_report_reads_in_a_terminal_without_matplotlib(tmp_path, monkeypatch
     report = build_report(scores, model="m", adapter="a", seed=0, epsilon=0.75, run={})
     write_report(report, tmp_path, scores)
     text = (tmp_path / "report.md").read_text()
-    assert not (tmp_path / "report.png").exists() and {"report.md", "report.json"} == {path.name for path in tmp_path.iterdir()}
+    assert not (tmp_path / "report.png").exists() and {"report.md", "report.json", "scores.jsonl"} == {path.name for path in tmp_path.iterdir()}
     for heading in ("## Uplift in AUROC, task by task", "## ROC", "## Reliability", "| new_domain / far"):
         assert heading in text
     assert "at 1.0%" in text and [row[:2] for row in roc_rows(scores)][-1] == ["new_domain / far", "adapter"]
