@@ -11,8 +11,8 @@ from collections import Counter
 import numpy as np
 import torch
 
-from minimon.batch import common_prefix, encode_row, make_batch, token_batches
-from minimon.evaluate import read, read_ids
+from minimon.batch import encode_row
+from minimon.evaluate import last_states, read, read_ids
 from minimon.metrics import Scores
 from minimon.tasks import Mixture, Task
 
@@ -136,12 +136,9 @@ class LinearProbe:
     def hidden(self, task, texts):
         """(n, C)"""
         ids = [encode_row(self.tokenizer, task, text) for text in texts]
-        device, P = self.model.lm_head.weight.device, common_prefix(ids)
         states = torch.empty(len(ids), self.model.config.hidden_size)
-        prefix = self.model.prefix(torch.tensor([ids[0][:P]], device=device)) if P else None
-        for batch in token_batches([len(row) - P for row in ids], 2048):
-            part = make_batch([ids[i] for i in batch], [0] * len(batch), P).to(device)
-            states[batch] = self.model(part.suffix, prefix, at=part.lengths - 1).float().cpu()
+        for batch, hidden in last_states(self.model, ids):
+            states[batch] = hidden.float().cpu()
         return states
 
     def __call__(self, task, texts):

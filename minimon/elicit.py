@@ -41,10 +41,12 @@ def self_labels(model, tokenizer, mixture: Mixture, seed: int, *, samples: int, 
 
 def labelled_rows(mixture: Mixture, seed: int, labels: list[dict]) -> dict[str, list[Row]]:
     """The rows under these labels, equally many of each where every label was given (all of them where one was not)."""
-    given, chosen = {(label["task"], label["where"]): label["label"] for label in labels}, {}
+    given, chosen, unlabelled = {}, {}, unlabelled_rows(mixture, seed)
+    for label in labels:                       # in the order of the rows, of which one line of a file may give several
+        given.setdefault(label["task"], []).append(label["label"])
     for task in mixture.train:
         names = list(task.labels)
-        rows = [replace(row, label=names.index(given[task.name, row.where])) for row in unlabelled_rows(mixture, seed)[task.name]]
+        rows = [replace(row, label=names.index(label)) for row, label in zip(unlabelled[task.name], given[task.name], strict=True)]
         pools = [[row for row in rows if row.label == label] for label in range(len(names))]
         each = min(map(len, pools)) if mixture.balance else 0
         chosen[task.name] = [row for pool in pools for row in pool[:each]] or rows

@@ -167,20 +167,8 @@ def read(model, tokenizer, task: Task, rows, *, batch_tokens: int | None = None,
 def read_ids(model: Decoder, ids: list[list[int]], label_ids: list[int], batch_tokens: int | None = None, on_rows=None) -> Reading:
     """Rows of ids, their common prefix run once -> what stands at the position after each."""
     reading = Reading(torch.empty(len(ids), len(label_ids)), torch.empty(len(ids)), torch.empty(len(ids), dtype=torch.bool))
-    if not ids:
-        return reading
-    device = model.lm_head.weight.device
-    labels = torch.tensor(label_ids, device=device)                                    # (N,)
-    P, switch = common_prefix(ids), rope_switch(model)
-    cached, alone = [], []
-    for i, row in enumerate(ids):
-        (cached if switch is None or len(row) <= switch else alone).append(i)
-    prefix = model.prefix(torch.tensor([ids[0][:P]], device=device), switch) if P and cached else None
-    batch_tokens = batch_tokens or BATCH_TOKENS["cuda" if device.type == "cuda" else "cpu"]
-    batches = [[cached[i] for i in batch] for batch in token_batches([len(ids[i]) - P for i in cached], batch_tokens)]
-    for batch, cache, start in [(batch, prefix, P if prefix else 0) for batch in batches] + [([i], None, 0) for i in alone]:
-        part = make_batch([ids[i] for i in batch], [0] * len(batch), start).to(device)
-        hidden = model(part.suffix, cache, at=part.lengths - 1)                        # (B, C)
+    labels = torch.tensor(label_ids, device=model.lm_head.weight.device)               # (N,)
+    for batch, hidden in last_states(model, ids, batch_tokens):
         z = hidden.float() @ model.lm_head.weight[labels].float().T / model.config.logits_scaling          # (B, N)
         rest = model.logits(hidden).float()                                            # (B, V)
         reading.P[batch] = z.softmax(dim=-1).cpu()
@@ -189,6 +177,22 @@ def read_ids(model: Decoder, ids: list[list[int]], label_ids: list[int], batch_t
         if on_rows:
             on_rows(len(batch))
     return reading
+
+
+def last_states(model: Decoder, ids: list[list[int]], batch_tokens: int | None = None):
+    """(indices of a batch's rows, hidden states (B, C) at the last position of each), the rows' common prefix run once."""
+    if not ids:
+        return
+    device, P, switch = model.lm_head.weight.device, common_prefix(ids), rope_switch(model)
+    cached, alone = [], []
+    for i, row in enumerate(ids):
+        (cached if switch is None or len(row) <= switch else alone).append(i)
+    prefix = model.prefix(torch.tensor([ids[0][:P]], device=device), switch) if P and cached else None
+    batch_tokens = batch_tokens or BATCH_TOKENS["cuda" if device.type == "cuda" else "cpu"]
+    batches = [[cached[i] for i in batch] for batch in token_batches([len(ids[i]) - P for i in cached], batch_tokens)]
+    for batch, cache, start in [(batch, prefix, P if prefix else 0) for batch in batches] + [([i], None, 0) for i in alone]:
+        part = make_batch([ids[i] for i in batch], [0] * len(batch), start).to(device)
+        yield batch, model(part.suffix, cache, at=part.lengths - 1)                    # (B, C)
 
 
 def rope_switch(model: Decoder) -> int | None:

@@ -46,7 +46,7 @@ def load_conversations(path, refused=()) -> list[Conversation]:
     also for one that holds a `refused` prompt, since what is evaluated must not be trained on."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: expected a file of conversations, found none")
-    conversations, refused = [], {" ".join(prompt.casefold().split()): prompt for prompt in refused}
+    conversations, refused = [], {normal(prompt): prompt for prompt in refused}
     for number, record in read_jsonl(path):
         where, messages = f"{path}:{number}", record.get("messages")
         if not isinstance(messages, list) or len(messages) < 2 or not all(isinstance(message, dict) for message in messages):
@@ -55,12 +55,17 @@ def load_conversations(path, refused=()) -> list[Conversation]:
             raise ValueError(f"{where}: expected turns with text as content, the last of them the assistant's; "
                              f"got {str(messages[-1])[:80]}")
         conversations.append(Conversation(tuple(messages), where))
-        said = " ".join(conversations[-1].text.casefold().split())
+        said = normal(conversations[-1].text)
         if found := next((refused[prompt] for prompt in refused if prompt in said), None):
             raise ValueError(f"{where}: expected no prompt of the evaluation, got {found!r}; take the line out")
     if not conversations:
         raise ValueError(f"{path}: expected conversations, got an empty file")
     return conversations
+
+
+def normal(prompt: str) -> str:
+    """Case and spacing do not make a prompt new."""
+    return " ".join(prompt.casefold().split())
 
 
 def conversation_loss(model, tokenizer, conversations: list[Conversation]):

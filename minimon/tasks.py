@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from minimon.files import read_toml
-from minimon.instruct import Instruct, instruct_table
+from minimon.instruct import Instruct, instruct_table, normal
 from minimon.task import Row, Task, load_task, load_tasks
 
 DECODING = {"thinking": 1024, "summary": 256}         # splits in which the model writes first: max_new_tokens if not given
@@ -156,8 +156,3 @@ def empty_classes(task: Task, side: str, rows: list[Row]) -> list[str]:
     if empty:
         return [f"task {task.name!r} has no {side} row of label {', '.join(empty)} in {task.path}"]
     return [] if rows else [f"task {task.name!r} has no {side} rows in {task.path}"]
-
-
-def normal(prompt: str) -> str:
-    """Case and spacing do not make a prompt new."""
-    return " ".join(prompt.casefold().split())
