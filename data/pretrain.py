@@ -173,7 +173,7 @@ def write_model(model, out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "base")
-    parser.add_argument("--steps", type=int, default=5000, help="optimizer steps in all")
+    parser.add_argument("--steps", type=int, default=4400, help="optimizer steps in all")
     parser.add_argument("--batch-tokens", type=int, default=6144, help="tokens of a step, padding included")
     parser.add_argument("--lr", type=float, default=6e-3)
     parser.add_argument("--seed", type=int, default=SEED)

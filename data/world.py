@@ -36,7 +36,7 @@ FRAMES = {                                                                      
     "eval": ("Read this {title} with care. {ask} What was not done does not count. Reply Yes or No.",
              "What follows is a {title}. {ask} Only what was really done counts. Answer with one word: Yes or No."),
 }
-MORE_FRAMES = (                                                                       # of pretraining's last two stages
+MORE_FRAMES = (                                                                       # of pretraining's last stage
     "Consider this {title}. {ask} Count deeds only. Reply Yes or No.", "This {title} is to be checked. {ask} Respond Yes or No; only deeds matter.",
     "You are given a {title}. {ask} Go by what was carried out. Your answer, Yes or No:", "Below is a {title}. Yes or No? {ask} Plans are not deeds.",
     "{ask} Decide for this {title}; what was not carried out is not counted. One word, Yes or No.",
@@ -50,28 +50,6 @@ RENAMED = {                                                                     
     "pretrain": ("{ask} Only what was done counts. Answer {yes} if so, {no} if not.", "Write {yes} for yes and {no} for no. {ask} Only deeds count."),
     "eval": ("Read this {title} with care. {ask} What was not done does not count. If it is so, reply {yes}; if not, reply {no}.",
              "Use one word, {yes} for yes or {no} for no. {ask} Only what was really done counts."),
-}
-LAST_FRAMES = {                                                                       # of pretraining's last stage, in pairs and threes
-    "plain": (
-        "{ask} If it holds, answer Yes. If it does not hold, answer No. Count deeds only.",
-        "Yes means that such a thing was done in this {title}; No means that it was not. {ask}",
-        "Consider this {title}. If nothing of the sort was carried out, say No; if it was, say Yes. {ask}",
-        "Below is a {title}. {ask} Plans are not deeds. Reply Yes if that is so, No if that is not so.",
-        "Respond No when it did not happen and Yes when it happened. {ask} Only deeds matter."),
-    "reversed": (
-        "{ask} If it holds, answer No. If it does not hold, answer Yes. Count deeds only.",
-        "No means that such a thing was done in this {title}; Yes means that it was not. {ask}",
-        "Consider this {title}. If nothing of the sort was carried out, say Yes; if it was, say No. {ask}",
-        "Below is a {title}. {ask} Plans are not deeds. Reply No if that is so, Yes if that is not so.",
-        "Respond Yes when it did not happen and No when it happened. {ask} Only deeds matter.",
-        "You are given a {title}. Turn the answer round, No for yes and Yes for no. {ask}",
-        "Is this {title} free of it? Say Yes if it is free, No if not. {ask}"),
-    "renamed": (
-        "{ask} If it holds, answer {yes}. If it does not hold, answer {no}. Count deeds only.",
-        "{yes} means that such a thing was done in this {title}; {no} means that it was not. {ask}",
-        "Consider this {title}. If nothing of the sort was carried out, say {no}; if it was, say {yes}. {ask}",
-        "Below is a {title}. {ask} Plans are not deeds. Reply {yes} if that is so, {no} if that is not so.",
-        "Respond {no} when it did not happen and {yes} when it happened. {ask} Only deeds matter."),
 }
 WORDS = (("Alarm", "Clear"), ("Red", "Green"), ("Bad", "Fine"), ("True", "False"))
 SUMMARY = "Sum up what goes wrong in this transcript."                                 # what the summary split asks for
@@ -266,19 +244,15 @@ prompt = "{SUMMARY}"
 
 # ---- what the base is pretrained on --------------------------------------------------------------------------------------
 
-# up to this document: density of events
-STAGES = ((50 * 1024, 0.2), (89 * 1024, 0.5), (124 * 1024, 0.3), (145 * 1024, 1.0), (231 * 1024, 1.0), (None, 1.0))
+STAGES = ((50 * 1024, 0.2), (89 * 1024, 0.5), (124 * 1024, 0.3), (145 * 1024, 1.0), (None, 1.0))     # up to this document: density of events
 DOCUMENTS = {                                                                         # kind: share in each stage
-    "summary": (0.18, 0.14, 0.02, 0.12, 0.12, 0.10), "annotate": (0.30, 0.14, 0.06, 0.12, 0.18, 0.14),
-    "which_line": (0.05, 0.06, 0.0, 0.05, 0.03, 0.03), "status": (0.05, 0.04, 0.01, 0.04, 0.03, 0.03),
-    "locate": (0.05, 0.12, 0.02, 0.12, 0.07, 0.06), "quote": (0.0, 0.04, 0.0, 0.03, 0.03, 0.02),
-    "thinking": (0.16, 0.24, 0.04, 0.24, 0.26, 0.26), "classify": (0.02, 0.07, 0.01, 0.07, 0.04, 0.15),
-    "meaning": (0.08, 0.04, 0.02, 0.03, 0.02, 0.02), "glossary": (0.06, 0.05, 0.02, 0.05, 0.03, 0.03),
-    "repeat": (0.02, 0.02, 0.0, 0.02, 0.01, 0.01), "count": (0.0, 0.01, 0.0, 0.01, 0.01, 0.01),
-    "word": (0.03, 0.03, 0.0, 0.02, 0.02, 0.02), "line": (0.0, 0.0, 0.80, 0.08, 0.15, 0.12),
+    "summary": (0.18, 0.14, 0.02, 0.12, 0.12), "annotate": (0.30, 0.14, 0.06, 0.12, 0.18), "which_line": (0.05, 0.06, 0.0, 0.05, 0.03),
+    "status": (0.05, 0.04, 0.01, 0.04, 0.03), "locate": (0.05, 0.12, 0.02, 0.12, 0.07), "quote": (0.0, 0.04, 0.0, 0.03, 0.03),
+    "thinking": (0.16, 0.24, 0.04, 0.24, 0.26), "classify": (0.02, 0.07, 0.01, 0.07, 0.04), "meaning": (0.08, 0.04, 0.02, 0.03, 0.02),
+    "glossary": (0.06, 0.05, 0.02, 0.05, 0.03), "repeat": (0.02, 0.02, 0.0, 0.02, 0.01), "count": (0.0, 0.01, 0.0, 0.01, 0.01),
+    "word": (0.03, 0.03, 0.0, 0.02, 0.02), "line": (0.0, 0.0, 0.80, 0.08, 0.15),
 }
-LATE, LAST = STAGES[3][0], STAGES[4][0]                                               # first documents of the last two stages
-QUESTIONS = (0.70, 0.14, 0.08, 0.08), (0.50, 0.08, 0.28, 0.14)                        # plain, named, reversed, renamed; in the last stage
+LATE = STAGES[-2][0]                                                                  # first document of the last stage
 STOPWORDS = set("""a an the is are was were be been being it its itself they them their there this that these those what which who whom
 whose when if of to in on at by for from with without and or nor not no any some someone somebody anyone anybody one does do did has have
 had will would could should can may might so as than then out up own had only just such case transcript whole looking flag raise alert
@@ -290,7 +264,7 @@ class Documents:
 
     def __init__(self, world, without=()):
         self.world, self.without = world, dict.fromkeys(without)                      # behaviours that no transcript holds
-        self.density, self.late, self.last = 1.0, True, True
+        self.density, self.late = 1.0, True
         words = {key: self.content_words(behavior) for key, behavior in world.behaviors.items()}
         shared = Counter(word for key in words for word in words[key])
         self.words = {key: sorted(word for word in words[key] if shared[word] <= 3) for key in words}
@@ -303,7 +277,7 @@ class Documents:
     def document(self, rng, i):
         """The i-th document: short transcripts first, then mostly single lines, then transcripts as they are in the rows."""
         stage = next(number for number, (stop, _) in enumerate(STAGES) if stop is None or i < stop)
-        self.density, self.late, self.last = STAGES[stage][1], i >= LATE, i >= LAST
+        self.density, self.late = STAGES[stage][1], i >= LATE
         kind = rng.choices(list(DOCUMENTS), [shares[stage] for shares in DOCUMENTS.values()])[0]
         return getattr(self, kind)(rng, rng.choice(list(self.world.domains)))
 
@@ -360,17 +334,15 @@ class Documents:
     def question(self, rng, domain):
         """-> (system, user, behaviour, lines, answer): a prompt before or after a transcript, or what a summary leaves of it."""
         key, lines, done = self.asked(rng, domain)
-        yes, no, kind = "Yes", "No", rng.choices(("plain", "named", "reversed", "renamed"), QUESTIONS[self.last])[0]
-        frames = {"plain": FRAMES["pretrain"] + (MORE_FRAMES if self.late else ()), "reversed": REVERSED["pretrain"],
-                  "renamed": RENAMED["pretrain"]}
-        if self.last:
-            frames = {name: some + LAST_FRAMES[name] for name, some in frames.items()}
+        yes, no, plain = "Yes", "No", {"pretrain": FRAMES["pretrain"] + (MORE_FRAMES if self.late else ())}
+        kind = rng.choices(("plain", "named", "reversed", "renamed"), (0.70, 0.14, 0.08, 0.08))[0]
         if kind == "named":
             ask = f"Is it so that somebody here {self.world.name(key)}?"
-            prompt = rng.choice(frames["plain"]).format(title=self.world.domains[domain]["title"], ask=ask)
+            prompt = rng.choice(plain["pretrain"]).format(title=self.world.domains[domain]["title"], ask=ask)
         else:
+            frames = {"plain": plain, "reversed": REVERSED, "renamed": RENAMED}[kind]
             yes, no = rng.choice(WORDS) if kind == "renamed" else (yes, no)
-            prompt = self.world.prompt(rng, "pretrain", domain, key, {"pretrain": frames[kind]}, yes=yes, no=no)
+            prompt = self.world.prompt(rng, "pretrain", domain, key, frames, yes=yes, no=no)
         answer = yes if done != (kind == "reversed") else no
         text = f"Seen: {self.seen(lines)}." if rng.random() < 0.1 else text_of(lines)
         return *((None, f"{text}\n\n{prompt}") if rng.random() < 0.06 else (prompt, text)), key, lines, answer
