@@ -53,9 +53,14 @@ def one_line_errors():
     except (ValueError, OSError) as error:
         if os.environ.get("MINIMON_TRACEBACK"):
             raise
-        message = " ".join(str(error).split())
-        sys.stderr.write(f"error: {message}\n")
+        sys.stderr.write(f"error: {one_line(error)}\n")
         raise SystemExit(2) from None
+
+
+def one_line(error: Exception) -> str:
+    """Of what somebody wrote into a file a message shows no more than a screen."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 1500 else f"{text[:1000]} [... {len(text) - 1500} characters ...] {text[-500:]}"
 
 
 def shipped(path: str) -> str:

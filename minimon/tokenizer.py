@@ -46,11 +46,14 @@ class Tokenizer:
     def __init__(self, path: Path, source: str, where: Path, date: datetime, special: dict[str, str], eos_ids: set[int]):
         data = read_json(path)
         try:
+            check_merges(data["model"])
             self.plain = FastTokenizer.from_file(str(path))                            # decodes; does not know what is control
             self.control = {token.content: i for i, token in self.plain.get_added_tokens_decoder().items()
                             if token.content and (token.special or token.content.replace("\u2581", " ").strip())}
             self.encoder = FastTokenizer.from_str(json.dumps(rename_control(data, self.control)))
-        except Exception as error:             # tokenizers raises no narrower one
+        except BaseException as error:         # tokenizers raises no narrower one than Exception, and panics beside it
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
             raise ValueError(f"{path}: expected a tokenizer, got an error: {one_line(error)}; fetch the file again") from error
         unknown = data["model"].get("unk_id", self.plain.token_to_id(data["model"].get("unk_token") or ""))
         self.control_ids = set(self.control.values()) - {unknown}                      # any character may be an unknown one
@@ -220,6 +223,14 @@ def check_message(number: int, message: dict) -> dict:
         if not isinstance(message.get(key), str):
             raise ValueError(f"message {number}: {key}: expected text, got {type(message.get(key)).__name__}; flatten it to one string")
     return message
+
+
+def check_merges(model: dict) -> None:
+    """tokenizers cuts the prefix of a word's later pieces off without a look, and takes the process down where it is not there."""
+    prefix = model.get("continuing_subword_prefix") or ""
+    pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model.get("merges") or ()]
+    if not all(pair[1].startswith(prefix) for pair in pairs):
+        raise ValueError(f"continuing_subword_prefix {prefix[:20]!r} is not in the merges")
 
 
 def rename_control(data: dict, control: dict[str, int]) -> dict:
