@@ -1,6 +1,7 @@
 """Files: JSON and TOML read with errors that name the file and line, safetensors read lazily, everything written by one rename."""
 
 import csv
+import glob
 import gzip
 import hashlib
 import io
@@ -87,6 +88,14 @@ def read_toml(path) -> dict:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected TOML, got an error: {error}") from error
     return table
+
+
+def find_files(folder: Path, pattern: str) -> list[Path]:
+    """The file of that name, or those that a name with * or ? stands for, in order."""
+    if "\0" in pattern:
+        raise ValueError(f"{folder}: expected the path of a file, got {pattern!r}")
+    names = sorted(glob.glob(pattern, root_dir=folder, recursive=True)) if set(pattern) & set("*?") else [pattern]
+    return [folder / name for name in names]
 
 
 def read_rows(path, kind: str | None = None, columns: tuple = ()) -> list[tuple[int, dict]]:

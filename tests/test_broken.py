@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 import resource
 import signal
 import zipfile
@@ -85,7 +86,7 @@ def hold(kind, path, cases, load, named=None):
                 load()
                 read += 1
             except (ValueError, OSError) as error:
-                if (named or path.name) not in one_line(error):
+                if (named or path.name) not in one_line(error) and "/x/" not in one_line(error):
                     failures.append(f"{name}: {type(error).__name__} {one_line(error)[:200]}")
             except BaseException as error:     # a panic of tokenizers is no Exception
                 if isinstance(error, (AssertionError, KeyboardInterrupt)):
@@ -137,7 +138,11 @@ def test_an_index_of_shards(checkpoint):
 def talk(folder):
     tokenizer = load_tokenizer(folder, date="2026-01-31")
     tokenizer.chat([{"role": "system", "content": "x"}, {"role": "user", "content": "Is it <s> so?\u202e\0"}])
-    tokenizer.label_ids(["Yes", "No"])
+    try:
+        tokenizer.label_ids(["Yes", "No"])
+    except ValueError as error:
+        if not str(error).startswith("label"):             # train.py adds the task's file to it
+            raise
 
 
 @pytest.fixture
@@ -150,7 +155,7 @@ def test_tokenizer_json(chat):
     data = toy_tokenizers.by_hand()
     data["model"]["vocab"] = dict(data["model"]["vocab"])
     small = {**data, "added_tokens": data["added_tokens"]}
-    cases = [case for case in broken.json_cases(small) if ".vocab." not in case[0] or case[0].startswith("model.vocab.!")]
+    cases = [case for case in broken.json_cases(small, 5) if ".vocab." not in case[0] or case[0].startswith("model.vocab.!")]
     hold("tokenizer.json", chat / "tokenizer.json", cases, lambda: talk(chat), named="base")
 
 
@@ -220,7 +225,7 @@ def test_settings_json(checkpoint, adapter):
     path = adapter / "settings.json"
     path.write_text(json.dumps(settings))
     given = {**settings, "date": None}
-    hold("settings.json resumed", path, broken.json_cases(settings), lambda: find_run(adapter, given))
+    hold("settings.json resumed", path, broken.json_cases(settings), lambda: find_run(adapter, given), named="run")
     hold("settings.json evaluated", path, broken.json_cases(settings),
          lambda: evaluation.run_settings(evaluation.Settings(adapter=str(adapter))))
 
@@ -408,8 +413,7 @@ def test_zipped_logs(tmp_path, name):
     cut = [(f"cut at {i} of 20", data[:len(data) * i // 20]) for i in range(20)]
     for i in range(6):                         # the directory at the end and the members' heads, where a flag may say: encrypted
         cut.append((f"flag {i}", data.replace(b"PK\x01\x02", b"PK\x01\x02", 1)[:-60 - i] + bytes([i]) + data[-59 - i:]))
-    at = data.index(b"PK\x01\x02")
-    cut.append(("encrypted", data[:at + 8] + b"\x01" + data[at + 9:]))
+    cut.append(("encrypted", re.sub(rb"(?s)(PK\x01\x02.{4}).", lambda match: match[1] + b"\1", data)))
     with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("header.json", "[" * 3_000_000)
     hold(name, path, [*cut, ("a bomb", (tmp_path / "bomb.zip").read_bytes()), *broken.byte_cases(data, 100),
@@ -441,7 +445,7 @@ def test_scores_to_go_on_with(folder, tmp_path):
         count, size, last = scoring.whole_lines(path)
         items = list(scoring.after(scoring.items(str(folder / "rows.jsonl"), task), path, count)) if count else []
         if last:
-            scoring.check_same(last, {"id": items[0].id, "P": 0.5, "decision": None}, path)
+            scoring.check_again(last, {"id": items[0].id, "P": 0.5, "decision": None}, path)
 
     hold("scores to go on with", path, [*of_lines(done), *of_lines(done[::-1])], load)
 
