@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from minimon.attack import attacked_rows, attacks, measure_attacks
 from minimon.calibrate import calibrate, find_calibration, save_calibration
 from minimon.checkpoint import load_model, save_model
 from minimon.cli import check_device, one_line_errors, parse, setting, shipped
@@ -28,7 +29,7 @@ from minimon.files import read_json, resolve, sha256
 from minimon.instruct import load_conversations
 from minimon.lora import load_adapter, merge_lora
 from minimon.provenance import check_same, data_files, provenance
-from minimon.report import build_report, table, verdict_line, write_report
+from minimon.report import attack_lines, build_report, table, verdict_line, write_report
 from minimon.scoring import after, check_again, count_lines, items, score_items, whole_lines
 from minimon.tasks import load_mixture, load_task, near_duplicates
 from minimon.tokenizer import load_tokenizer
@@ -48,6 +49,7 @@ class Settings:
     calibrate: str | None = setting(None, "pick a threshold on the rows of this task, FILE or FILE#NAME, that were not trained on")
     fpr: float = setting(0.01, "with --calibrate: share of negatives that may be above the threshold")
     temperature: bool = setting(False, "with --calibrate: fit a temperature as well")
+    attack: bool = setting(False, "also what words in the texts of new_domain do to the scores")
     any_base: bool = setting(False, "take an adapter that was trained on another base")
     merge_to: str | None = setting(None, "directory for the base with the adapter merged into it")
     batch_tokens: int | None = setting(None, "tokens of a forward pass; the run's own if not given")
@@ -76,14 +78,15 @@ def main(settings: Settings) -> int:
     mixture, started = load_mixture(shipped(run["mixture"])), time.time()
     with progress("evaluate", evaluation_rows(mixture, tokenizer)) as bar:
         scores = evaluate(model, tokenizer, mixture, batch_tokens=run["batch_tokens"], on_rows=bar.update)
+    moved = attacked(model, tokenizer, mixture, run["batch_tokens"]) if settings.attack else None
     about = {**made, "data": data_files(mixture), "directory": settings.adapter, "date": run["date"], "device": settings.device,
              "evaluate_seconds": round(time.time() - started, 1)}
     report = build_report(scores, model=run["model"], adapter=adapter_hash(settings), seed=run["seed"], epsilon=run["epsilon"],
-                          run=about, leakage=near_duplicates(mixture, conversations(run, mixture)))
+                          run=about, leakage=near_duplicates(mixture, conversations(run, mixture)), attacks=moved)
     if settings.out:
         Path(settings.out).mkdir(parents=True, exist_ok=True)
         write_report(report, settings.out, scores)
-    print(f"\n{table(report)}\n\n{verdict_line(report)}")
+    print("\n" + (attack_lines(report) + "\n\n" if moved else "") + f"{table(report)}\n\n{verdict_line(report)}")
     return 0
 
 
@@ -124,6 +127,14 @@ def conversations(run: dict, mixture):
     """What the run was trained on beside the tasks."""
     schedule = run.get("instruct") or (mixture.instruct.schedule if mixture.instruct else "none")
     return load_conversations(mixture.instruct.path) if mixture.instruct and schedule != "none" else []
+
+
+def attacked(model, tokenizer, mixture, batch_tokens: int | None) -> list[dict]:
+    rows = sum(len(rows) for _, rows in attacked_rows(mixture))
+    if not rows:
+        raise ValueError(f"{mixture.path}: expected a split new_domain to attack, found none")
+    with progress("attack", 2 * rows * len(attacks("", ""))) as bar:
+        return measure_attacks(model, tokenizer, mixture, batch_tokens=batch_tokens, on_rows=bar.update)
 
 
 def named_task(entry: str):

@@ -148,7 +148,8 @@ def main(settings: Settings) -> int:
     if known:
         known.save()
     enable_lora(model, True)
-    run = {**made, "directory": str(out), "date": day, "device": settings.device, "train_seconds": round(trained_seconds, 1), "evaluate_seconds": round(time.time() - started - trained_seconds, 1), "peak_memory_gb": peak_memory_gb()}
+    run = {**made, "directory": str(out), "date": day, "device": settings.device, "train_seconds": round(trained_seconds, 1),
+           "evaluate_seconds": round(time.time() - started - trained_seconds, 1), "peak_memory_gb": peak_memory_gb()}
     report = build_report(scores, model=settings.model, adapter=sha256(out / "adapter_model.safetensors"), seed=settings.seed,
                           epsilon=settings.epsilon, run=run, labels=label_report, leakage=near_duplicates(mixture, conversations))
     write_report(report, out, scores)

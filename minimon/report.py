@@ -143,6 +143,12 @@ def notes(report: dict) -> list[str]:
             lines.append(f"{split}: well-formed {number(base['well_formed'])} base, {number(adapter['well_formed'])} adapter")
         if "references" in part["mean"]:
             lines[-1] += "".join(f"; AUROC of the base on {name} {number(value)}" for name, value in part["mean"]["references"].items())
+    without = {task["task"]: task["adapter"]["undefined"]["auroc"] for part in report["splits"].values() for task in part["tasks"]
+               if task["adapter"]["auroc"] is None}
+    if without:
+        lines.append(f"AUROC is not defined for {len(without)} tasks, the first {next(iter(without))}: {next(iter(without.values()))}")
+    lines += [f"{split}: {found['near_duplicates']} of {found['rows']} are near duplicates of what is on the other side of the split"
+              for split, found in report.get("leakage", {}).items() if found["near_duplicates"]]
     entries = [entry["adapter"] for part in report["splits"].values() for entry in part["tasks"]]
     masses = [entry["label_mass"] for entry in entries if "label_mass" in entry]
     if masses:
@@ -157,6 +163,14 @@ def table(report: dict) -> str:
     lines = ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths)))
              for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *notes(report)])
+
+
+def attack_lines(report: dict) -> str:
+    """The table of attacks on the rows of new_domain."""
+    columns = (("shift", "change of P"), ("auroc", "AUROC"), ("auroc_hidden", "AUROC, positives alone"))
+    rows = [[entry["attack"], *(number(entry[which][key], key == "shift") for key, _ in columns for which in ("base", "adapter"))]
+            for entry in report["attacks"]]
+    return lines(["attack", *(f"{name} {which}" for _, name in columns for which in ("base", "adapter"))], rows)
 
 
 def verdict_line(report: dict) -> str:
@@ -197,4 +211,7 @@ def markdown(report: dict) -> str:
                  *(number(task[which][key]) for key in ("performance", "auroc", "brier", "ece") for which in ("base", "adapter")),
                  number(task["uplift"]["auroc"], True), interval(task["uplift"]["ci95"])] for task in part["tasks"]]
         parts += [f"## {split}", lines(header, rows)]
+    if "attacks" in report:
+        parts += [f"## Attacks\n\nWritten into {report['attacks'][0]['rows']} pairs of new_domain: the mean change of P(positive), AUROC "
+                  "where all rows carry it, AUROC where the positives alone do.", attack_lines(report)]
     return "\n\n".join(parts) + "\n"

@@ -18,7 +18,7 @@ IMPORTS = {                                    # module: what of minimon it may 
     "records": {"files", "logs"}, "transcript": {"records"}, "task": {"files", "records", "transcript"}, "tasks": {"files", "instruct", "task"},
     "model": {"config", "rope"}, "checkpoint": {"config", "model", "files"}, "provenance": {"files", "records", "tasks"}, "batch": {"instruct", "tasks", "tokenizer"},
     "generate": {"batch", "model"}, "evaluate": {"batch", "generate", "lora", "metrics", "model", "tasks", "tokenizer"},
-    "elicit": {"evaluate", "files", "metrics", "tasks"}, "calibrate": {"files", "metrics"},
+    "attack": {"evaluate", "lora", "metrics", "tasks"}, "elicit": {"evaluate", "files", "metrics", "tasks"}, "calibrate": {"files", "metrics"},
     "scoring": {"calibrate", "evaluate", "files", "logs", "records", "tasks", "transcript"}, "figure": {"metrics"},
     "report": {"figure", "files", "metrics"}, "baselines": {"batch", "evaluate", "metrics", "tasks"}, "findings": {"metrics"},
     "study_results": {"baselines", "findings", "metrics"},
