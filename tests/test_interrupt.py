@@ -8,11 +8,9 @@ import os
 import random
 import resource
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -20,9 +18,9 @@ import tiny
 import toy_tokenizers
 import train
 from minimon import files
+from minimon.cli import one_line_errors, stop_signals
 from minimon.files import open_tensors
 
-ROOT = Path(__file__).resolve().parent.parent
 REGIMES = {"none": {}, "joint": {"instruct": "joint"}, "after": {"instruct": "after", "instruct_steps": 8}, "only": {"instruct": "only"},
            "self": {"labels": "self", "label_samples": 2}}
 MIXTURE = """
@@ -84,18 +82,23 @@ def settings(world, out, **changes):
                                   save_every=3, date="2026-01-31", out=str(out)), **changes)
 
 
-def forked(chosen, before=None) -> int:
-    """The id of a process that runs train.main with these settings, silent; `before` is called in it first."""
+def forked(chosen, before=None, told=os.devnull) -> int:
+    """The id of a process that runs train.py with these settings; `before` is called in it first. What it prints goes into files that
+    begin with `told`."""
     pid = os.fork()
     if pid == 0:
         code = 70
         try:
-            for number in (1, 2):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            for number, suffix in ((1, ".out"), (2, ".err")):
+                os.dup2(os.open(told if told == os.devnull else f"{told}{suffix}", os.O_WRONLY | os.O_CREAT), number)
+            sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
             sys.modules["matplotlib"] = None   # a figure is drawn in other tests
             if before:
                 before()
-            code = train.main(chosen)
+            with one_line_errors():
+                code = train.main(chosen)
+        except SystemExit as exit:
+            code = exit.code
         finally:
             os._exit(code)
     return pid
@@ -225,25 +228,20 @@ def test_a_run_killed_within_a_phase_goes_on_to_the_same_bits(world, tmp_path, w
 # ---- signals ---------------------------------------------------------------------------------------------------------------------
 
 
-def command(world, out, *words, **options):
-    chosen = ["--model", world / "base", "--mixture", world / "m.toml", "--steps", 16, "--batch-size", 6, "--group-size", 3, "--warmup", 1,
-              "--save-every", 3, "--date", "2026-01-31", "--out", out, *words]
-    return subprocess.Popen([sys.executable, *map(str, ("train.py", *chosen))], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, **options)
-
-
-def test_a_stopped_process_says_in_one_line_how_to_go_on(world, tmp_path):
-    process = command(world, tmp_path / "x", "--labels", "self", "--label-samples", 500)
-    while not (tmp_path / "x/settings.json").exists() and process.poll() is None:
+@pytest.mark.parametrize("number, code, regime", [(signal.SIGTERM, 143, {"labels": "self", "label_samples": 5000}), (signal.SIGINT, 130, {"steps": 5000})])
+def test_a_stopped_process_says_in_one_line_how_to_go_on(world, tmp_path, number, code, regime):
+    pid = forked(settings(world, tmp_path / "x", **regime), told=tmp_path / "told")
+    while not (tmp_path / "x/settings.json").exists():
         time.sleep(0.02)
-    time.sleep(0.5)
-    process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 143 and out.strip() == f"stopped; to go on: the same command with --resume --out {tmp_path / 'x'}"
+    time.sleep(1)
+    os.kill(pid, number)
+    assert wait(pid) == code
+    said = (tmp_path / "told.out").read_text().strip().splitlines()
+    assert said[-1] == f"stopped; to go on: the same command with --resume --out {tmp_path / 'x'}"
+    assert "Traceback" not in (tmp_path / "told.err").read_text()
 
 
 def test_a_process_stopped_before_it_began_or_told_twice_says_so_too(world, tmp_path, capsys):
-    from minimon.cli import one_line_errors, stop_signals
     for numbers, code in (([signal.SIGTERM], 143), ([signal.SIGINT], 130)):
         with pytest.raises(SystemExit) as error, one_line_errors():
             os.kill(os.getpid(), numbers[0])
@@ -272,9 +270,9 @@ def test_a_disk_that_is_full_ends_in_one_line_and_the_last_state_stays(world, tm
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, len(before) // 2))
 
-    process = command(world, out, "--resume", preexec_fn=limit)
-    printed, error = process.communicate(timeout=120)
-    assert process.returncode == 2 and error.strip().splitlines()[-1].startswith(f"error: {out}/state.safetensors: expected to write it"), error
+    assert wait(forked(settings(world, out, resume=True), limit, told=tmp_path / "told")) == 2
+    error = (tmp_path / "told.err").read_text().strip()
+    assert error.splitlines()[-1].startswith(f"error: {out}/state.safetensors: expected to write it"), error
     assert "Traceback" not in error and (out / "state.safetensors").read_bytes() == before and not (out / "state.safetensors.tmp").exists()
     assert wait(forked(settings(world, out, resume=True))) == 0
     same(out, whole(world, "none")[0])
