@@ -10,7 +10,6 @@ finished the state that --resume goes on from.
 
 import json
 import math
-import platform
 import shutil
 import signal
 import sys
@@ -22,7 +21,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import minimon
 from minimon.batch import encode_row, make_batch, training_order
 from minimon.checkpoint import load_model
 from minimon.cli import check_device, one_line_errors, parse, peak_memory_gb, setting, shipped, stop_signals
@@ -33,9 +31,10 @@ from minimon.instruct import SCHEDULES, conversation_loss, load_conversations
 from minimon.known import Known
 from minimon.lora import add_lora, adapter_tensors, enable_lora, load_adapter, save_adapter
 from minimon.loss import label_token_loss, vocab_token_loss
+from minimon.provenance import check_same, provenance
 from minimon.report import build_report, table, verdict_line, write_report
 from minimon.state import find_run, load_state, save_state, start_run
-from minimon.tasks import DECODING, load_mixture
+from minimon.tasks import DECODING, load_mixture, near_duplicates
 from minimon.tokenizer import load_tokenizer
 
 
@@ -88,6 +87,10 @@ def main(settings: Settings) -> int:
     if saved and (out / "report.json").exists():
         print(f"{out}: this run is finished; its report is in report.md")
         return 0
+    made = provenance(sys.argv, resolve(shipped(settings.model)), mixture,
+                      settings.init_adapter and f"{settings.init_adapter}/adapter_model.safetensors")
+    if saved:
+        check_same(out, made, ("base", "data"), "name another --out, or give --overwrite to start again")
     day = (saved or {}).get("date") or settings.date or date.today().isoformat()
     tokenizer = load_tokenizer(shipped(settings.model), date=day)
     for task in all_tasks(mixture):
@@ -98,7 +101,7 @@ def main(settings: Settings) -> int:
     dtype = getattr(torch, settings.dtype) if settings.dtype else None
     model = load_model(shipped(settings.model), dtype=dtype, device=settings.device)
     model.gradient_checkpointing = settings.gradient_checkpointing
-    step = start_run(out, asdict(settings), day) if not saved else None
+    step = start_run(out, asdict(settings), day, made) if not saved else None
     started, stopped = time.time(), stop_signals()
     rows, label_report = training_rows(settings, mixture, model, tokenizer, out, stopped)
     if stopped:
@@ -136,8 +139,7 @@ def main(settings: Settings) -> int:
 
     save_adapter(model, out, base=settings.model)
     trained_seconds = time.time() - started
-    known = Known(settings.base_scores, resolve(shipped(settings.model)), [settings.dtype, settings.device, day]) if settings.base_scores \
-        else None
+    known = Known(settings.base_scores, made["base"], [settings.dtype, settings.device, day]) if settings.base_scores else None
     with progress(evaluation_rows(mixture, tokenizer), 0, "evaluate", "row") as bar:
         try:
             scores = evaluate(model, tokenizer, mixture, batch_tokens=settings.batch_tokens, known=known, on_rows=counter(bar, stopped))
@@ -146,11 +148,10 @@ def main(settings: Settings) -> int:
     if known:
         known.save()
     enable_lora(model, True)
-    run = {"directory": str(out), "command": sys.argv, "date": day, "minimon": minimon.__version__, "torch": torch.__version__,
-           "python": platform.python_version(), "device": settings.device, "train_seconds": round(trained_seconds, 1),
+    run = {**made, "directory": str(out), "date": day, "device": settings.device, "train_seconds": round(trained_seconds, 1),
            "evaluate_seconds": round(time.time() - started - trained_seconds, 1), "peak_memory_gb": peak_memory_gb()}
     report = build_report(scores, model=settings.model, adapter=sha256(out / "adapter_model.safetensors"), seed=settings.seed,
-                          epsilon=settings.epsilon, run=run, labels=label_report)
+                          epsilon=settings.epsilon, run=run, labels=label_report, leakage=near_duplicates(mixture, conversations))
     write_report(report, out, scores)
     (out / "state.safetensors").unlink(missing_ok=True)
     cost = f"{time.time() - started:.0f} s and {run['peak_memory_gb']:.1f} GB of memory"
@@ -190,7 +191,7 @@ def training_rows(settings: Settings, mixture, model, tokenizer, out: Path, stop
                                         on_rows=counter(bar, stopped)), path)
             except KeyboardInterrupt:
                 return {}, None
-    labels = load_labels(path)
+    labels = load_labels(path, mixture, settings.seed)
     quality = label_quality(labels, mixture)
     print(f"labels from the base's own thinking: {quality['right']:.3f} of {quality['rows']} right, AUROC {quality['auroc']:.3f}, "
           f"{quality['well_formed']:.3f} well-formed")
@@ -232,7 +233,7 @@ def check_settings(settings: Settings) -> None:
 
 
 def interrupted(number: int, out: Path) -> int:
-    print(f"\nstopped, state saved; to go on: the same command with --resume --out {out}")
+    print(f"\nstopped; to go on: the same command with --resume --out {out}")
     return 128 + number
 
 
