@@ -165,7 +165,7 @@ def test_a_config_that_is_not_implemented_is_refused_by_file_key_and_value(what,
 
 
 @pytest.mark.parametrize("text, problem", [("[1]", "expected a JSON object, got list"), ("{", "Expecting"), ("", "Expecting"),
-                                           ("[" * 10_000, "recursion"), ('{"hidden_size": NaN}', "model_type")])
+                                           ("[" * 10_000, "nested too deeply"), ('{"hidden_size": NaN}', "model_type")])
 def test_a_config_that_is_not_a_json_object_is_refused_by_its_path(text, problem, tmp_path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=problem) as raised:

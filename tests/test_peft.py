@@ -94,7 +94,7 @@ def test_what_an_adapter_config_leaves_out_is_pefts_default(tmp_path):
     model = load_model(write_base(tmp_path / "base"))
     load_adapter(model, write_adapter(tmp_path / "peft", "gaussian", lora_alpha=None))
     assert error(tiny.logits(model, IDS), CASES["gaussian"]) < TOLERANCE
-    with pytest.raises(ValueError, match=r"expected shape \(8, 64\), got \(4, 64\)"):
+    with pytest.raises(ValueError, match="r: expected at most 4, as in the weights, got 8"):
         load_adapter(load_model(tmp_path / "base"), write_adapter(tmp_path / "other", "gaussian", r=None))
 
 
