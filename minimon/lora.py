@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from minimon.files import open_tensors, read_json, tensor, write_json, write_tensors
+from minimon.ops import LoRAProduct
 
 PREFIX = "base_model.model."
 USED = ("r", "lora_alpha", "target_modules", "use_rslora", "rank_pattern", "alpha_pattern", "exclude_modules", "layers_to_transform",
@@ -76,10 +77,9 @@ class LoRALinear(nn.Module):
         nn.init.zeros_(self.lora_B.weight)
 
     def forward(self, x):
-        y = self.base_layer(x)
         if not self.enabled:
-            return y
-        return (y + self.scaling * self.lora_B(self.lora_A(x.float()))).to(y.dtype)    # added in fp32, rounded once
+            return self.base_layer(x)
+        return LoRAProduct.apply(x, self.base_layer.weight, self.base_layer.bias, self.lora_A.weight, self.lora_B.weight, self.scaling)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:

@@ -13,10 +13,11 @@ PACKAGE = sorted((ROOT / "minimon").glob("*.py"))
 SCRIPTS = [ROOT / "train.py", ROOT / "eval.py"]
 RUNTIME = {"torch", "tokenizers", "safetensors", "numpy", "jinja2", "huggingface_hub", "tqdm", "matplotlib"}
 IMPORTS = {                                    # module: what of minimon it may import
-    "files": set(), "rope": set(), "loss": set(), "metrics": set(), "cli": set(), "logs": {"files"}, "study_figures": set(), "__init__": set(),
-    "config": {"files", "rope"}, "template": {"files"}, "tokenizer": {"files", "template"}, "lora": {"files"}, "state": {"files"}, "known": {"files"}, "instruct": {"files", "loss"},
+    "files": set(), "ops": set(), "rope": {"ops"}, "loss": set(), "metrics": set(), "cli": set(), "logs": {"files"}, "study_figures": set(),
+    "__init__": set(), "config": {"files", "rope"}, "template": {"files"}, "tokenizer": {"files", "template"}, "lora": {"files", "ops"},
+    "state": {"files"}, "known": {"files"}, "instruct": {"files", "loss"}, "provenance": {"files", "records", "tasks"},
     "records": {"files", "logs"}, "transcript": {"records"}, "task": {"files", "records", "transcript"}, "tasks": {"files", "instruct", "task"},
-    "model": {"config", "rope"}, "checkpoint": {"config", "model", "files"}, "provenance": {"files", "records", "tasks"}, "batch": {"instruct", "tasks", "tokenizer"},
+    "model": {"config", "ops", "rope"}, "checkpoint": {"config", "model", "files"}, "batch": {"instruct", "tasks", "tokenizer"},
     "generate": {"batch", "model"}, "evaluate": {"batch", "generate", "lora", "metrics", "model", "tasks", "tokenizer"},
     "attack": {"evaluate", "lora", "metrics", "tasks"}, "elicit": {"evaluate", "files", "metrics", "tasks"}, "calibrate": {"files", "metrics"},
     "scoring": {"calibrate", "evaluate", "files", "logs", "records", "tasks", "transcript"}, "figure": {"metrics"},
