@@ -32,7 +32,8 @@ def results(cells: dict, baseline_numbers: dict | None, fraction: float | None =
     numbers = {
         "answers": six_answers(regimes), "regimes": {name: regime_table(runs) for name, runs in regimes.items()},
         "seeds": {name: len(runs.runs) for name, runs in regimes.items()},
-        "inter_task": {name: means for name, runs in regimes.items() if (means := inter_task(cells, name, runs))}, "summary_references": references(cells),
+        "inter_task": {name: means for name, runs in regimes.items() if (means := inter_task(cells, name, runs))},
+        "summary_references": references(cells),
         "labels": {key: report["labels"] for key, (_, report) in cells.items() if "labels" in report},
         "dilution": {"fraction": curve(cells, r"joint([\d.]+)-seed\d+", {0.0: "none", fraction: "joint"}),
                      "tasks": curve(cells, r"tasks(\d+)-seed\d+")},
@@ -135,7 +136,8 @@ def text(numbers) -> str:
         rows = [[answer["measure"], effect(answer), answer["verdict"]] for answer in numbers["answers"] if answer["question"] == question]
         parts += [f"## {question}. {title}", lines(["measured", "effect", "shown"], rows)] if rows else []
     if numbers["inter_task"]:
-        rows = [[name, f"{entry['base']:.3f}", f"{entry['mean']:.3f} [{entry['ci95'][0]:.3f}, {entry['ci95'][1]:.3f}]", ", ".join(f"{value:.3f}" for value in entry["seeds"]),
+        rows = [[name, f"{entry['base']:.3f}", f"{entry['mean']:.3f} [{entry['ci95'][0]:.3f}, {entry['ci95'][1]:.3f}]",
+                 ", ".join(f"{value:.3f}" for value in entry["seeds"]),
                  f"{sum(entry['generalizes'])} of {len(entry['seeds'])}"] for name, entry in numbers["inter_task"].items()]
         parts += ["## Inter-task generalization: mean performance over new pairs",
                   lines(["regime", "base", "mean", "each seed", "above epsilon"], rows)]
