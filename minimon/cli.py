@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from minimon.distributed import speaks, stop
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -42,7 +44,7 @@ def parse(settings: type, argv: list[str] | None = None, description: str | None
 def one_line_errors():
     """What a user can cause ends in one line on stderr and exit code 2. MINIMON_TRACEBACK=1 shows where it was raised.
 
-    As in a shell 130 is for an interrupt, 141 for a reader that went away."""
+    Of several processes the first to fail says why. As in a shell 130 is for an interrupt, 141 for a reader that went away."""
     try:
         yield
     except BrokenPipeError:
@@ -54,8 +56,11 @@ def one_line_errors():
         if os.environ.get("MINIMON_TRACEBACK"):
             raise
         message = " ".join(str(error).split())
-        sys.stderr.write(f"error: {message}\n")
+        if speaks():
+            sys.stderr.write(f"error: {message}\n")
         raise SystemExit(2) from None
+    finally:
+        stop()
 
 
 def shipped(path: str) -> str:

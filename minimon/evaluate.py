@@ -1,6 +1,7 @@
 """Model x tasks -> per-row scores: P(label) at the answer position, the prompt run once for a whole task.
 
-In the splits thinking and summary the model writes first: its reasoning, or a summary that the base then judges in its place.
+In the splits thinking and summary the model writes first: its reasoning, or a summary that the base then judges in its place. Several
+processes deal the tasks out among themselves, and the batches of what is written: each is scored as by one process.
 """
 
 from typing import NamedTuple
@@ -9,7 +10,8 @@ import numpy as np
 import torch
 
 from minimon.batch import common_prefix, encode_row, make_batch, token_batches
-from minimon.generate import generate
+from minimon.distributed import each
+from minimon.generate import Answer, generate
 from minimon.lora import enable_lora
 from minimon.metrics import Scores
 from minimon.model import Decoder
@@ -76,20 +78,29 @@ def base_sides(model, tokenizer, split, pairs, options: Options, batch_tokens, k
     new = [i for i, side in enumerate(sides) if side is None]
     if on_rows:
         on_rows(sum(len(texts) for (_, texts), side in zip(pairs, sides) if side))
-    for i, side in zip(new, SIDES[split](model, tokenizer, [pairs[i] for i in new], options, batch_tokens, on_rows)):
-        task, texts = pairs[i]
-        if split == "summary":
-            for name, judged in (("transcript", texts), ("empty", [""] * len(texts))):
-                side[name] = score(model, tokenizer, task, judged, batch_tokens=batch_tokens).numpy()
+    asked = [pairs[i] for i in new]
+    found = SIDES[split](model, tokenizer, asked, options, batch_tokens, on_rows)
+    if split == "summary":
+        def references(i):
+            task, texts = asked[i]
+            return {name: score(model, tokenizer, task, judged, batch_tokens=batch_tokens).numpy()
+                    for name, judged in (("transcript", texts), ("empty", [""] * len(texts)))}
+        found = [side | more for side, more in zip(found, each(costs(asked), references, model))]
+    for i, side in zip(new, found):
         sides[i] = side
         if known:
             known.put(keys[i], side)
     return sides
 
 
+def costs(pairs) -> list[int]:
+    """Of reading each (task, texts), about."""
+    return [sum(map(len, texts)) + len(task.prompt) for task, texts in pairs]
+
+
 def answer_sides(model, tokenizer, pairs, options, batch_tokens, on_rows) -> list[dict[str, np.ndarray]]:
     """The answer at once, for each (task, texts): P (n, N), and shares (n,)."""
-    return [as_side(read(model, tokenizer, task, texts, batch_tokens=batch_tokens, on_rows=on_rows)) for task, texts in pairs]
+    return each(costs(pairs), lambda i: as_side(read(model, tokenizer, *pairs[i], batch_tokens=batch_tokens, on_rows=on_rows)), model)
 
 
 def thinking_sides(model, tokenizer, pairs, options: Options, batch_tokens, on_rows) -> list[dict[str, np.ndarray]]:
@@ -101,14 +112,18 @@ def summary_sides(model, tokenizer, pairs, options: Options, batch_tokens, on_ro
     """The model as it is summarizes each transcript once; the base reads the summaries alone. Leaves the adapter off."""
     texts = list(dict.fromkeys(text for _, texts in pairs for text in texts))
     prompts = [tokenizer.chat([{"role": "system", "content": options.prompt}, {"role": "user", "content": text}]) for text in texts]
-    answers = generate(model, prompts, max_new_tokens=options.max_new_tokens, stop_ids=tokenizer.stop_ids,
-                       batch_tokens=decode_tokens(model, batch_tokens), on_rows=on_rows)
+    answers = write(model, prompts, max_new_tokens=options.max_new_tokens, stop_ids=tokenizer.stop_ids, batch_tokens=batch_tokens,
+                    on_rows=on_rows)
     if on_rows:
         on_rows(sum(len(texts) for _, texts in pairs) - len(texts))
     enable_lora(model, False)
     summary = {text: (tokenizer.decode(answer.ids), answer.ended) for text, answer in zip(texts, answers)}
-    return [as_side(read(model, tokenizer, task, [summary[text][0] for text in texts], batch_tokens=batch_tokens),
-                    np.array([summary[text][1] for text in texts], dtype=np.float32)) for task, texts in pairs]
+
+    def side(i):
+        task, texts = pairs[i]
+        return as_side(read(model, tokenizer, task, [summary[text][0] for text in texts], batch_tokens=batch_tokens),
+                       np.array([summary[text][1] for text in texts], dtype=np.float32))
+    return each(costs(pairs), side, model)
 
 
 def as_side(reading: Reading, well_formed: np.ndarray | None = None) -> dict[str, np.ndarray]:
@@ -132,16 +147,30 @@ def think(model: Decoder, tokenizer: Tokenizer, task: Task, texts: list[str], *,
 def think_all(model, tokenizer, pairs, *, max_new_tokens, temperature=0.0, generator=None, batch_tokens=None, on_rows=None) -> list:
     """`think` for each (task, texts), all of them decoded together."""
     prompts = [encode_row(tokenizer, task, text, thinking=True) for task, texts in pairs for text in texts]
-    thoughts = generate(model, prompts, max_new_tokens=max_new_tokens, stop_ids={tokenizer.think_end, *tokenizer.stop_ids},
-                        temperature=temperature, generator=generator, batch_tokens=decode_tokens(model, batch_tokens), on_rows=on_rows)
-    found, written = [], iter(zip(prompts, thoughts))
-    for task, texts in pairs:
-        some = [next(written) for _ in texts]
-        ids = [prompt + thought.ids + tokenizer.close_thought for prompt, thought in some]
-        reading = read_ids(model, ids, tokenizer.label_ids(list(task.labels), thinking=True), batch_tokens)
-        ended = torch.tensor([thought.stop == tokenizer.think_end for _, thought in some], dtype=torch.bool)
-        found.append((reading, ended & reading.label_first))
-    return found
+    thoughts = write(model, prompts, max_new_tokens=max_new_tokens, stop_ids={tokenizer.think_end, *tokenizer.stop_ids},
+                     temperature=temperature, generator=generator, batch_tokens=batch_tokens, on_rows=on_rows)
+    written = iter(zip(prompts, thoughts))
+    some = [[next(written) for _ in texts] for _, texts in pairs]
+
+    def reading(i):
+        ids = [prompt + thought.ids + tokenizer.close_thought for prompt, thought in some[i]]
+        found = read_ids(model, ids, tokenizer.label_ids(list(pairs[i][0].labels), thinking=True), batch_tokens)
+        ended = torch.tensor([thought.stop == tokenizer.think_end for _, thought in some[i]], dtype=torch.bool)
+        return found, ended & found.label_first
+    return each(costs(pairs), reading, model)
+
+
+def write(model, prompts, *, max_new_tokens, batch_tokens=None, temperature=0.0, on_rows=None, **options) -> list[Answer]:
+    """`generate`, its batches dealt out; what is sampled is drawn in order, so by all processes alike."""
+    batch_tokens = decode_tokens(model, batch_tokens)
+    options |= dict(max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, temperature=temperature, on_rows=on_rows)
+    if temperature:
+        return generate(model, prompts, **options)
+    batches = token_batches([len(prompt) + max_new_tokens for prompt in prompts], batch_tokens)
+    parts = each([sum(len(prompts[i]) for i in batch) for batch in batches],
+                 lambda n: generate(model, [prompts[i] for i in batches[n]], **options), model)
+    answers = {i: answer for batch, part in zip(batches, parts) for i, answer in zip(batch, part)}
+    return [answers[i] for i in range(len(prompts))]
 
 
 def decode_tokens(model, batch_tokens: int | None) -> int:

@@ -6,10 +6,12 @@ as a monitor may see them. A line of scores is {"id", "P", "decision"}: P of the
 
 import sys
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from minimon.calibrate import positive
+from minimon.distributed import each, size
 from minimon.evaluate import score
 from minimon.files import json_row
 from minimon.logs import is_log, read_log
@@ -69,24 +71,38 @@ def row_text(task: Task, record: dict, where: str) -> str:
 
 
 def score_items(model, tokenizer, task: Task, found, *, threshold: float | None, temperature: float = 1.0, batch_tokens: int | None = None):
-    """Items -> lists of lines, a chunk each. Where `found` raises, what came before it is scored first."""
-    found, problem = iter(found), None
-    while problem is None:
-        chunk, chars = [], 0
+    """Items -> lists of lines, a chunk each; several processes score one each at a time. Where `found` raises, what came before it is
+    scored first."""
+    chunks, problem, some = chunks_of(found), None, True
+    while some and problem is None:
+        some = []
         try:
-            for item in found:
-                chunk.append(item)
-                chars += len(item.text or "")
-                if len(chunk) == CHUNK_ROWS or chars >= CHUNK_CHARS:
-                    break
-            else:
-                problem = StopIteration()
+            for chunk in islice(chunks, size()):
+                some.append(chunk)
         except (ValueError, OSError) as error:
             problem = error
-        if chunk:
-            yield score_chunk(model, tokenizer, task, chunk, threshold, temperature, batch_tokens)
-    if not isinstance(problem, StopIteration):
+        yield from each([len(chunk) for chunk in some],
+                        lambda i: score_chunk(model, tokenizer, task, some[i], threshold, temperature, batch_tokens), model)
+    if problem:
         raise problem
+
+
+def chunks_of(found):
+    """Items -> lists of them. Where `found` raises, what came before it is a chunk first."""
+    chunk, chars = [], 0
+    try:
+        for item in found:
+            chunk.append(item)
+            chars += len(item.text or "")
+            if len(chunk) == CHUNK_ROWS or chars >= CHUNK_CHARS:
+                yield chunk
+                chunk, chars = [], 0
+    except (ValueError, OSError) as error:
+        if chunk:
+            yield chunk
+        raise error
+    if chunk:
+        yield chunk
 
 
 def score_chunk(model, tokenizer, task, chunk, threshold, temperature, batch_tokens) -> list[dict]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from minimon.distributed import rank
 from minimon.files import open_tensors, read_json, write_json, write_tensors, write_text
 
 # what may differ from the saved run
@@ -56,6 +57,7 @@ def load_state(out: Path, adapter: dict, optimizer) -> int:
                 optimizer.state[parameter] = {key: file.get_tensor(f"{name}.{key}").to(parameter.device if key != "step" else "cpu")
                                               for key in ("step", "exp_avg", "exp_avg_sq")}
     log = out / "log.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines(keepends=True)[:step] if log.exists() else []
-    write_text(log, "".join(lines))
+    if rank() == 0:
+        lines = log.read_text(encoding="utf-8").splitlines(keepends=True)[:step] if log.exists() else []
+        write_text(log, "".join(lines))
     return step

@@ -13,13 +13,14 @@ PACKAGE = sorted((ROOT / "minimon").glob("*.py"))
 SCRIPTS = [ROOT / "train.py", ROOT / "eval.py"]
 RUNTIME = {"torch", "tokenizers", "safetensors", "numpy", "jinja2", "huggingface_hub", "tqdm", "matplotlib"}
 IMPORTS = {                                    # module: what of minimon it may import
-    "files": set(), "rope": set(), "loss": set(), "metrics": set(), "cli": set(), "logs": set(), "study_figures": set(), "__init__": set(),
-    "config": {"rope"}, "tokenizer": {"files"}, "lora": {"files"}, "state": {"files"}, "known": {"files"}, "instruct": {"files", "loss"},
+    "files": set(), "rope": set(), "loss": set(), "metrics": set(), "distributed": set(), "cli": {"distributed"}, "logs": set(), "study_figures": set(), "__init__": set(),
+    "config": {"rope"}, "tokenizer": {"files"}, "lora": {"files"}, "state": {"distributed", "files"}, "known": {"files"}, "instruct": {"files", "loss"},
     "records": {"files", "logs"}, "transcript": {"records"}, "task": {"files", "records", "transcript"}, "tasks": {"files", "instruct", "task"},
     "model": {"config", "rope"}, "checkpoint": {"config", "model", "files"}, "batch": {"instruct", "tasks", "tokenizer"},
-    "generate": {"batch", "model"}, "evaluate": {"batch", "generate", "lora", "metrics", "model", "tasks", "tokenizer"},
+    "generate": {"batch", "model"}, "plan": {"batch", "instruct", "tasks"},
+    "evaluate": {"batch", "distributed", "generate", "lora", "metrics", "model", "tasks", "tokenizer"},
     "elicit": {"evaluate", "files", "metrics", "tasks"}, "calibrate": {"files", "metrics"},
-    "scoring": {"calibrate", "evaluate", "files", "logs", "records", "tasks", "transcript"}, "figure": {"metrics"},
+    "scoring": {"calibrate", "distributed", "evaluate", "files", "logs", "records", "tasks", "transcript"}, "figure": {"metrics"},
     "report": {"figure", "files", "metrics"}, "baselines": {"batch", "evaluate", "metrics", "tasks"}, "findings": {"metrics"},
     "study_results": {"baselines", "findings", "metrics"},
     "study": {"checkpoint", "cli", "files", "report", "study_figures", "study_results", "tasks", "tokenizer"},
