@@ -17,7 +17,7 @@ import shutil
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 
@@ -25,18 +25,18 @@ import torch
 from tqdm import tqdm
 
 import minimon
-from minimon.batch import encode_row, make_batch
+from minimon.batch import fit_row, make_batch, row_limit
 from minimon.checkpoint import load_model
-from minimon.cli import check_device, one_line_errors, parse, peak_memory_gb, setting, shipped, stop_signals
-from minimon.distributed import copy_from_first, deal, from_first, rank, shard, size, start, sum_gradients
+from minimon.cli import one_line_errors, parse, peak_memory_gb, setting, shipped, stop_signals
+from minimon.distributed import copy_from_first, from_first, rank, shard, size, start, sum_gradients
 from minimon.elicit import label_quality, labelled_rows, load_labels, save_labels, self_labels, thought_tokens, unlabelled_rows
-from minimon.evaluate import evaluate, evaluation_rows, rope_switch
+from minimon.evaluate import evaluate, evaluation_rows, limit_rows, rope_switch
 from minimon.files import resolve, sha256
-from minimon.instruct import SCHEDULES, conversation_loss
+from minimon.instruct import SCHEDULES, conversation_loss, refuse_long
 from minimon.known import Known
 from minimon.lora import add_lora, adapter_tensors, enable_lora, load_adapter, save_adapter
 from minimon.loss import label_token_loss, vocab_token_loss
-from minimon.plan import instruction_plan, training_steps
+from minimon.plan import PARTS, check_settings, instruction_plan, share_of, training_steps
 from minimon.report import build_report, table, verdict_line, write_report
 from minimon.state import find_run, load_state, save_state, start_run
 from minimon.tasks import load_mixture
@@ -51,6 +51,7 @@ class Settings:
     batch_size: int = setting(24, "rows of a step")
     group_size: int = setting(8, "rows of one task that go through the model together")
     batch_tokens: int | None = setting(None, "tokens of a forward pass in evaluation; 1024 on a CPU, 65536 on cuda if not given")
+    max_tokens: int | None = setting(None, "of a row, or its text loses its middle; the base's max_position_embeddings if not given")
     seed: int = setting(0, "fixes the adapter's start, the rows and their order")
     date: str | None = setting(None, "what a chat template is told is today, as 2026-01-31; today if not given")
     instruct: str | None = setting(None, "instruction-following training; the mixture's schedule if not given", SCHEDULES)
@@ -105,6 +106,8 @@ def main(settings: Settings) -> int:
     model = load_model(shipped(settings.model), dtype=dtype, device="cpu" if settings.shard else device)
     if settings.shard:
         shard(model, device)
+    limit_rows(tokenizer, model, settings.max_tokens)
+    refuse_long(tokenizer, conversations, row_limit(tokenizer))
     model.gradient_checkpointing = settings.gradient_checkpointing
     step = None if saved else from_first(lambda: start_run(out, asdict(settings), day))
     started, stopped = time.time(), stop_signals()
@@ -123,8 +126,8 @@ def main(settings: Settings) -> int:
     with open(os.devnull if rank() else out / "log.jsonl", "a", encoding="utf-8", buffering=1) as log, \
             progress(len(plan), step, "train", "step") as bar:
         for groups, lr in plan[step:]:
-            losses, tokens = step_gradient(model, tokenizer, groups, labels, settings)
-            *sums, tokens, stopping = sum_gradients(list(adapter.values()), [*losses.values(), tokens, len(stopped)])
+            losses, tokens, cut = step_gradient(model, tokenizer, groups, labels, settings)
+            *sums, tokens, cut, stopping = sum_gradients(list(adapter.values()), [*losses.values(), tokens, cut, len(stopped)])
             losses = dict(zip(losses, sums))
             norm = torch.nn.utils.clip_grad_norm_(adapter.values(), settings.max_grad_norm).item()
             if not all(map(math.isfinite, [norm, *losses.values()])):
@@ -135,7 +138,8 @@ def main(settings: Settings) -> int:
             optimizer.zero_grad()
             step += 1
             log.write(json.dumps({"step": step, **{name: round(loss, 6) for name, loss in losses.items()}, "lr": lr,
-                                  "grad_norm": round(norm, 6), "tokens": int(tokens), "seconds": round(time.time() - started, 3)}) + "\n")
+                                  "grad_norm": round(norm, 6), "tokens": int(tokens), "rows_cut": int(cut),
+                                  "seconds": round(time.time() - started, 3)}) + "\n")
             bar.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items()})
             bar.update()
             if rank() == 0 and (step % settings.save_every == 0 or step == len(plan) or stopping):
@@ -146,8 +150,8 @@ def main(settings: Settings) -> int:
     if rank() == 0:
         save_adapter(model, out, base=settings.model)
     trained_seconds = time.time() - started
-    known = from_first(lambda: Known(settings.base_scores, resolve(shipped(settings.model)), [settings.dtype, settings.device, day])
-                       ) if settings.base_scores else None
+    known = settings.base_scores and from_first(lambda: Known(settings.base_scores, resolve(shipped(settings.model)), [
+        settings.dtype, settings.device, day, *filter(None, [settings.max_tokens])]))
     with progress(evaluation_rows(mixture, tokenizer), 0, "evaluate", "row") as bar:
         try:
             scores = evaluate(model, tokenizer, mixture, batch_tokens=settings.batch_tokens, known=known,
@@ -208,23 +212,6 @@ def start_adapter(model, settings: Settings) -> None:
 # ---- settings and the run directory --------------------------------------------------------------------------------------
 
 
-def check_settings(settings: Settings) -> None:
-    for name in ("steps", "batch_size", "group_size", "batch_tokens", "save_every", "r", "instruct_steps", "label_samples"):
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: expected a positive number, got {value}")
-    if not 0 <= settings.epsilon <= 1:
-        raise ValueError(f"--epsilon: expected a number in [0, 1], got {settings.epsilon}")
-    if settings.instruct_fraction is not None and not 0 < settings.instruct_fraction < 1:
-        raise ValueError(f"--instruct-fraction: expected a number between 0 and 1, got {settings.instruct_fraction}")
-    for name in ("lr", "instruct_lr"):
-        if not (0 < getattr(settings, name) < float("inf")):
-            raise ValueError(f"--{name.replace('_', '-')}: expected a positive number, got {getattr(settings, name)}")
-    if settings.init_adapter and not (Path(settings.init_adapter) / "adapter_config.json").is_file():
-        raise ValueError(f"--init-adapter: expected a directory with adapter_config.json, found none in {settings.init_adapter}")
-    check_device(settings.device)
-
-
 def interrupted(stopped: list[int], out: Path) -> int:
     print(f"\nstopped, state saved; to go on: the same command with --resume --out {out}")
     return 128 + (stopped or [signal.SIGTERM])[0]                                      # none here: the signal came to another process
@@ -240,11 +227,11 @@ def label_ids(tokenizer, task) -> list[int]:
         raise ValueError(f"{task.where}: task {task.name!r}: {error}") from error
 
 
-def step_gradient(model, tokenizer, groups, labels: dict[str, list[int]], settings: Settings) -> tuple[dict[str, float], int]:
+def step_gradient(model, tokenizer, groups, labels: dict[str, list[int]], settings: Settings) -> tuple[dict[str, float], int, int]:
     """Adds the gradient of this process's groups of a step, one by one -> (their part in the mean loss of the classification and of the
-    instruction rows, tokens)."""
+    instruction rows, tokens, rows cut)."""
     counts = {name: sum(len(group.rows) for group in groups if (group.task is None) == talk) for name, talk in PARTS.items()}
-    losses, tokens = {name: 0.0 for name, count in counts.items() if count}, 0
+    losses, tokens, cut = {name: 0.0 for name, count in counts.items() if count}, 0, 0
     for group, weight in share_of(groups, settings.shard):
         if group.task is None:
             name, (loss, some) = "instruct_loss", conversation_loss(model, tokenizer, group.rows)
@@ -257,33 +244,19 @@ def step_gradient(model, tokenizer, groups, labels: dict[str, list[int]], settin
             ids = torch.tensor(labels[group.task.name], device=hidden.device)             # (N,)
             name, loss = "loss", answer_loss(settings.loss, model, hidden, ids, batch.targets)
             some = batch.prefix.shape[1] + int(batch.lengths.sum())
+            cut += batch.cut * weight
         (loss * weight * len(group.rows) / settings.batch_size).backward()
         losses[name] += loss.item() * weight * len(group.rows) / counts[name]
         tokens += int(some * weight)
-    return losses, tokens
-
-
-def share_of(groups, together: bool):
-    """[(group, weight)] of this process, dealt out by length. Where all have to take part in every pass, since each holds a piece of the
-    base, who has fewer groups of a kind than another repeats one, with weight 0."""
-    kinds = [[group for group in groups if (group.task is None) == talk] for talk in PARTS.values()] if together else [groups]
-    mine = []
-    for kind in filter(None, kinds):
-        shares = deal([sum(len(row.text) for row in group.rows) for group in kind])
-        mine += [(kind[i], 1) for i in shares[rank()]]
-        mine += [(kind[0], 0)] * (max(map(len, shares)) - len(shares[rank()])) if together else []
-    return mine
-
-
-PARTS = {"loss": False, "instruct_loss": True}             # of a step: whether the rows are conversations
+    return losses, tokens, cut
 
 
 def encode_group(tokenizer, group, model):
     """Ids of a group with its shared prefix; none is shared where a row is so long that it rotates otherwise."""
-    ids = [encode_row(tokenizer, group.task, row.text) for row in group.rows]
+    ids, left_out = zip(*(fit_row(tokenizer, group.task, row.text) for row in group.rows))
     switch = rope_switch(model)
     split = switch is not None and max(map(len, ids)) > switch
-    return make_batch(ids, [row.label for row in group.rows], 0 if split else None)
+    return replace(make_batch(ids, [row.label for row in group.rows], 0 if split else None), cut=sum(map(bool, left_out)))
 
 
 def answer_loss(kind: str, model, hidden, label_ids, targets):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from minimon.distributed import speaks, stop
+from minimon.distributed import lost, speaks, stop
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,10 +52,12 @@ def one_line_errors():
         raise SystemExit(141) from None
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except (ValueError, OSError) as error:
-        if os.environ.get("MINIMON_TRACEBACK"):
+    except (ValueError, OSError, RuntimeError) as error:
+        if os.environ.get("MINIMON_TRACEBACK") or isinstance(error, RuntimeError) and not lost(error):
             raise
         message = " ".join(str(error).split())
+        if isinstance(error, RuntimeError):
+            message = "another process of this run has ended; to go on from what is saved: the same command with --resume"
         if speaks():
             sys.stderr.write(f"error: {message}\n")
         raise SystemExit(2) from None

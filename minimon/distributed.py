@@ -8,7 +8,6 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
 from datetime import timedelta
 
 import torch
@@ -47,14 +46,10 @@ def size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-@contextmanager
-def together():
-    """What several processes do at once fails in one line where one of them has ended."""
-    try:
-        yield
-    except (RuntimeError, dist.DistError) as error:
-        raise ConnectionError("another process of this run has ended; what was saved is kept: the same command with --resume goes on from "
-                              "there") from error
+def lost(error: RuntimeError) -> bool:
+    """Whether an error says that another process has gone: gloo and NCCL have no exception of their own for it."""
+    said = str(error).lower()
+    return size() > 1 and any(word in said for word in ("gloo", "nccl", "connection closed", "connection reset", "broken pipe"))
 
 
 def speaks() -> bool:
@@ -77,8 +72,7 @@ def from_first(work: Callable):
             found[0] = work()
         except (ValueError, OSError, KeyboardInterrupt) as error:
             found[1] = error
-    with together():
-        dist.broadcast_object_list(found)
+    dist.broadcast_object_list(found)
     if found[1] is not None:
         raise found[1]
     return found[0]
@@ -99,8 +93,7 @@ def each(costs: list[float], work: Callable, model) -> list:
     if size() == 1 or getattr(model, "sharded", False):
         return [work(i) for i in range(len(costs))]
     mine, gathered = {i: work(i) for i in deal(costs)[rank()]}, [None] * size()
-    with together():
-        dist.all_gather_object(gathered, mine)
+    dist.all_gather_object(gathered, mine)
     found = {i: result for part in gathered for i, result in part.items()}
     return [found[i] for i in range(len(costs))]
 
@@ -109,8 +102,7 @@ def copy_from_first(tensors: Iterable[torch.Tensor]) -> None:
     """Every process gets the first one's values, in place."""
     if size() > 1:
         for tensor in tensors:
-            with together():
-                dist.broadcast(tensor.detach(), 0)
+            dist.broadcast(tensor.detach(), 0)
 
 
 def sum_gradients(parameters: list[torch.Tensor], numbers: list[float]) -> list[float]:
@@ -119,8 +111,7 @@ def sum_gradients(parameters: list[torch.Tensor], numbers: list[float]) -> list[
         return numbers
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     whole = torch.cat([*(part.flatten() for part in parts), parts[0].new_tensor(numbers)])
-    with together():
-        dist.all_reduce(whole)
+    dist.all_reduce(whole)
     *gradients, sums = whole.split([*(part.numel() for part in parts), len(numbers)])
     for parameter, gradient in zip(parameters, gradients):
         parameter.grad = gradient.view_as(parameter)

@@ -4,10 +4,33 @@
 """
 
 import math
+from pathlib import Path
 
 from minimon.batch import Group, training_order
+from minimon.cli import check_device
+from minimon.distributed import deal, rank
 from minimon.instruct import Conversation, load_conversations
 from minimon.tasks import Mixture
+
+PARTS = {"loss": False, "instruct_loss": True}             # of a step: whether the rows are conversations
+
+
+def check_settings(settings) -> None:
+    """Raises ValueError for what the command line got wrong."""
+    for name in ("steps", "batch_size", "group_size", "batch_tokens", "save_every", "r", "instruct_steps", "label_samples"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: expected a positive number, got {value}")
+    if not 0 <= settings.epsilon <= 1:
+        raise ValueError(f"--epsilon: expected a number in [0, 1], got {settings.epsilon}")
+    if settings.instruct_fraction is not None and not 0 < settings.instruct_fraction < 1:
+        raise ValueError(f"--instruct-fraction: expected a number between 0 and 1, got {settings.instruct_fraction}")
+    for name in ("lr", "instruct_lr"):
+        if not (0 < getattr(settings, name) < float("inf")):
+            raise ValueError(f"--{name.replace('_', '-')}: expected a positive number, got {getattr(settings, name)}")
+    if settings.init_adapter and not (Path(settings.init_adapter) / "adapter_config.json").is_file():
+        raise ValueError(f"--init-adapter: expected a directory with adapter_config.json, found none in {settings.init_adapter}")
+    check_device(settings.device)
 
 
 def instruction_plan(settings, mixture: Mixture) -> tuple[list[tuple[int, float, float]], list[Conversation]]:
@@ -41,3 +64,15 @@ def lr_factor(step: int, steps: int, settings) -> float:
         return (step + 1) / settings.warmup
     done = (step - settings.warmup) / max(steps - settings.warmup, 1)
     return 1 - done if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+
+def share_of(groups, together: bool):
+    """[(group, weight)] of this process, dealt out by length. Where all have to take part in every pass, since each holds a piece of the
+    base, who has fewer groups of a kind than another repeats one, with weight 0."""
+    kinds = [[group for group in groups if (group.task is None) == talk] for talk in PARTS.values()] if together else [groups]
+    mine = []
+    for kind in filter(None, kinds):
+        shares = deal([sum(len(row.text) for row in group.rows) for group in kind])
+        mine += [(kind[i], 1) for i in shares[rank()]]
+        mine += [(kind[0], 0)] * (max(map(len, shares)) - len(shares[rank()])) if together else []
+    return mine

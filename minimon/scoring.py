@@ -1,7 +1,8 @@
 """Rows of any number -> one line of scores each, in order, a chunk in memory at a time.
 
 What is scored is JSONL (a line has the task's own field, or `text`, or a chat under `messages`) or an Inspect log, whose samples are scored
-as a monitor may see them. A line of scores is {"id", "P", "decision"}: P of the task's first label, whether it is above the threshold.
+as a monitor may see them. A line of scores is {"id", "P", "decision"}: P of the task's first label, whether it is above the threshold; and
+"left_out", the tokens of its middle, where a text was too long.
 """
 
 import sys
@@ -12,7 +13,7 @@ from typing import NamedTuple
 
 from minimon.calibrate import positive
 from minimon.distributed import each, size
-from minimon.evaluate import score
+from minimon.evaluate import read
 from minimon.files import json_row
 from minimon.logs import is_log, read_log
 from minimon.records import MISSING, lookup
@@ -107,11 +108,12 @@ def chunks_of(found):
 
 def score_chunk(model, tokenizer, task, chunk, threshold, temperature, batch_tokens) -> list[dict]:
     texts = [item.text for item in chunk if item.text is not None]
-    scores = iter(positive(score(model, tokenizer, task, texts, batch_tokens=batch_tokens).numpy(), temperature).tolist())
-    lines = []
+    reading = read(model, tokenizer, task, texts, batch_tokens=batch_tokens)
+    scores, lines = iter(zip(positive(reading.P.numpy(), temperature).tolist(), reading.left_out.tolist())), []
     for item in chunk:
-        p = None if item.text is None else next(scores)
-        lines.append({"id": item.id, "P": p, "decision": None if p is None or threshold is None else p > threshold, **item.about})
+        p, cut = (None, 0) if item.text is None else next(scores)
+        lines.append({"id": item.id, "P": p, "decision": None if p is None or threshold is None else p > threshold, **item.about,
+                      **({"left_out": cut} if cut else {})})
     return lines
 
 

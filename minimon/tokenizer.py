@@ -56,6 +56,7 @@ class Tokenizer:
         self.control_ids = set(self.control.values()) - {unknown}                      # any character may be an unknown one
         self.path, self.source, self.where, self.template = path, source, where, compile_template(source, where, date)
         self.special, self.eos = special, special.get("eos_token")
+        self.max_tokens = self.max_positions = None                                    # limits on a row: batch.fit
         self.prepare_holding()
         user = {"role": "user", "content": " ".join(["text", *map(str, self.control_ids)])}
         self.has_system = False
@@ -199,6 +200,10 @@ class Tokenizer:
         if [i for i in ids if i in self.control_ids] != [i for i in written if i in self.control_ids]:
             raise ValueError(f"{self.path}: expected control tokens from the chat template alone, got others; not supported")
         return ids
+
+    def spans(self, text: str) -> list[tuple[int, int]]:
+        """Where each token of a text begins and ends in it, in characters."""
+        return self.encoder.encode(text, add_special_tokens=False).offsets
 
     def follow(self, prompt: str, rest: str) -> list[int]:
         """Ids of `rest` after the ids of `prompt`: as encoded together, or cut between the two where a token would span both."""

@@ -1,4 +1,4 @@
-"""The benchmarks run: minimon's side of each in its smallest shape; what they count; a side that runs out of memory. No times are asked for."""
+"""The benchmarks run: minimon's side of each in its smallest shape; what they count; a side out of memory. No times are asked for."""
 
 import json
 import os

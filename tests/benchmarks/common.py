@@ -232,7 +232,7 @@ def matrix_rate(o) -> float:
 
 class Need:
     """Multiplications with an addition that the method needs: the prefix once; the last block's queries, output projection and MLP, and
-    the head, at one position a row. B rows of T tokens after P shared ones, n = P + B T, L blocks, C, H, K, D, F, V as in the model, R rank.
+    the head, at one position a row. B rows of T tokens after P shared ones, n = P + B T, L blocks, R rank; C, H, K, D, F, V as in model.py.
 
         base(n, m)  = L n 2 C K D + ((L - 1) n + m) (2 C H D + 3 C F)           m: positions of the last block
         lora(n, m)  = R (L n 2 (C + K D) + ((L - 1) n + m) (2 (C + H D) + 3 (C + F)))

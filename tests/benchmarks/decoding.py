@@ -1,9 +1,9 @@
 """Decoding: `python tests/benchmarks/decoding.py --shape 0.1B --batch 16 --new 64 [--json]`.
 
-Greedy, --new tokens for each of B prompts that share P tokens and have T of their own, base and adapter, none ended early. The peer's best way
-is `generate` on all rows at once; its default way row by row. Both use SDPA and a cache. The sides must begin with the same tokens (with random
-weights later ones may be as good as equally likely). FLOPs that it needs: those of scoring (`Need.forward` in common.py), then of each new
-token, whose queries see all that is cached.
+Greedy, --new tokens for each of B prompts that share P tokens and have T of their own, base and adapter, none ended early. The peer's best
+way is `generate` on all rows at once; its default way row by row. Both use SDPA and a cache. The sides must begin with the same tokens (with
+random weights later ones may be as good as equally likely). FLOPs that it needs: those of scoring (`Need.forward` in common.py), then of each
+new token, whose queries see all that is cached.
 """
 
 import common
@@ -35,7 +35,8 @@ def starts(answers: list[list[int]]) -> list[int]:
     return [answer[0] for answer in answers]
 
 
-SIDES = {"minimon": minimon, common.BEST: lambda o, folder: peer(o, folder, True), "peer, default": lambda o, folder: peer(o, folder, False)}
+SIDES = {"minimon": minimon, common.BEST: lambda o, folder: peer(o, folder, True),
+         "peer, default": lambda o, folder: peer(o, folder, False)}
 
 
 def flops(o, config) -> int:

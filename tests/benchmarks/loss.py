@@ -2,8 +2,8 @@
 
 Hidden states to loss and their gradient, with a frozen head. minimon's one-token loss on the B answer positions; the peer's default way on
 logits of all P + T positions of each row (transformers' own loss); its best way on logits at the answers alone; and torch's fused
-linear_cross_entropy there. The sides must agree in the loss and in the norm of the gradient. FLOPs that it needs: z = W h and W' softmax(z),
-4 B V C.
+linear_cross_entropy there. The sides must agree in the loss and in the norm of the gradient. FLOPs that it needs: z = W h and
+W' softmax(z), 4 B V C.
 """
 
 import common
@@ -43,7 +43,8 @@ def all_positions(hidden, head, answers):
 
 
 def fused(hidden, head, answers):
-    return F.linear_cross_entropy(hidden[:, 0], head, answers, reduction="none", options=torch.nn.LinearCrossEntropyOptions()).float().mean()
+    options = torch.nn.LinearCrossEntropyOptions()
+    return F.linear_cross_entropy(hidden[:, 0], head, answers, reduction="none", options=options).float().mean()       # in bf16 means are off
 
 
 SIDES = {

@@ -1,7 +1,7 @@
 """Scoring: `python tests/benchmarks/scoring.py --shape 0.1B --batch 256 [--json]`.
 
-P(label) of B rows that share P tokens and have T of their own, base and adapter. The peer's best way asks for logits at one position, at the
-batch size that is fastest on the first rows; its default way forms all logits, 8 rows at a time. Both use SDPA. The sides must agree in
+P(label) of B rows that share P tokens and have T of their own, base and adapter. The peer's best way asks for logits at one position, at
+the batch size that is fastest on the first rows; its default way forms all logits, 8 rows at a time. Both use SDPA. The sides must agree in
 every P. FLOPs that it needs: `Need.forward` in common.py.
 """
 
@@ -42,7 +42,8 @@ def peer(o, folder, best: bool) -> dict:
     return {**common.timed(lambda: score(tokens, size), o), "note": f"{size} rows at a time"}
 
 
-SIDES = {"minimon": minimon, common.BEST: lambda o, folder: peer(o, folder, True), "peer, default": lambda o, folder: peer(o, folder, False)}
+SIDES = {"minimon": minimon, common.BEST: lambda o, folder: peer(o, folder, True),
+         "peer, default": lambda o, folder: peer(o, folder, False)}
 
 
 def flops(o, config) -> int:

@@ -53,7 +53,8 @@ def stepper(loss, parameters):
     return step
 
 
-SIDES = {"minimon": minimon, common.BEST: lambda o, folder: peer(o, folder, True), "peer, default": lambda o, folder: peer(o, folder, False)}
+SIDES = {"minimon": minimon, common.BEST: lambda o, folder: peer(o, folder, True),
+         "peer, default": lambda o, folder: peer(o, folder, False)}
 
 
 def flops(o, config) -> int:
