@@ -53,7 +53,7 @@ def fit(tokenizer: Tokenizer, text: str, encode, room: int = 0) -> tuple[list[in
     ids, limit = encode(text), row_limit(tokenizer, room)
     if limit is None or len(ids) <= limit:
         return ids, 0
-    spans = tokenizer.spans(text)
+    spans = tokenizer.encoder.encode(text, add_special_tokens=False).offsets           # first and last character of each token
     kept = limit - (len(ids) - len(spans))
     while True:
         kept -= 1

@@ -201,10 +201,6 @@ class Tokenizer:
             raise ValueError(f"{self.path}: expected control tokens from the chat template alone, got others; not supported")
         return ids
 
-    def spans(self, text: str) -> list[tuple[int, int]]:
-        """Where each token of a text begins and ends in it, in characters."""
-        return self.encoder.encode(text, add_special_tokens=False).offsets
-
     def follow(self, prompt: str, rest: str) -> list[int]:
         """Ids of `rest` after the ids of `prompt`: as encoded together, or cut between the two where a token would span both."""
         ids, joint = self.encode(prompt), self.encode(prompt + rest)
