@@ -36,7 +36,7 @@ from minimon.instruct import SCHEDULES, conversation_loss, refuse_long
 from minimon.known import Known
 from minimon.lora import add_lora, adapter_tensors, enable_lora, load_adapter, save_adapter
 from minimon.loss import label_token_loss, vocab_token_loss
-from minimon.plan import PARTS, check_settings, instruction_plan, share_of, training_steps
+from minimon.plan import PARTS, check_settings, halved, instruction_plan, share_of, training_steps
 from minimon.report import build_report, table, verdict_line, write_report
 from minimon.state import find_run, load_state, save_state, start_run
 from minimon.tasks import load_mixture
@@ -209,9 +209,6 @@ def start_adapter(model, settings: Settings) -> None:
         add_lora(model, settings.r, settings.lora_alpha, "all-linear")
 
 
-# ---- settings and the run directory --------------------------------------------------------------------------------------
-
-
 def interrupted(stopped: list[int], out: Path) -> int:
     print(f"\nstopped, state saved; to go on: the same command with --resume --out {out}")
     return 128 + (stopped or [signal.SIGTERM])[0]                                      # none here: the signal came to another process
@@ -228,11 +225,25 @@ def label_ids(tokenizer, task) -> list[int]:
 
 
 def step_gradient(model, tokenizer, groups, labels: dict[str, list[int]], settings: Settings) -> tuple[dict[str, float], int, int]:
-    """Adds the gradient of this process's groups of a step, one by one -> (their part in the mean loss of the classification and of the
-    instruction rows, tokens, rows cut)."""
+    """Adds the gradient of this process's groups of a step -> (their part in the mean loss of the classification and of the instruction
+    rows, tokens, rows cut). Where CUDA is out of memory the step is taken again, with its groups in halves."""
     counts = {name: sum(len(group.rows) for group in groups if (group.task is None) == talk) for name, talk in PARTS.items()}
+    share = share_of(groups, settings.shard)
+    while True:
+        try:
+            return add_gradients(model, tokenizer, share, counts, labels, settings)
+        except torch.OutOfMemoryError as error:
+            share = [] if settings.shard else halved(share)
+            if not share:
+                raise ValueError("out of memory in a step; give a lower --group-size or --max-tokens or --gradient-checkpointing") from error
+        model.zero_grad()
+        torch.cuda.empty_cache()               # after the error, whose traceback held tensors
+
+
+def add_gradients(model, tokenizer, share, counts: dict[str, int], labels, settings: Settings):
+    """step_gradient for [(group, weight)], one by one."""
     losses, tokens, cut = {name: 0.0 for name, count in counts.items() if count}, 0, 0
-    for group, weight in share_of(groups, settings.shard):
+    for group, weight in share:
         if group.task is None:
             name, (loss, some) = "instruct_loss", conversation_loss(model, tokenizer, group.rows)
         else:

@@ -76,3 +76,13 @@ def share_of(groups, together: bool):
         mine += [(kind[i], 1) for i in shares[rank()]]
         mine += [(kind[0], 0)] * (max(map(len, shares)) - len(shares[rank()])) if together else []
     return mine
+
+
+def halved(share):
+    """[(group, weight)] with each task's groups in two; conversations as they are, since their loss is a mean over the group's tokens. []
+    where there is nothing left to halve."""
+    parts = []
+    for group, weight in share:
+        middle = (len(group.rows) + 1) // 2 if group.task else len(group.rows)
+        parts += [(Group(group.task, rows), weight) for rows in (group.rows[:middle], group.rows[middle:]) if rows]
+    return parts if len(parts) > len(share) else []
