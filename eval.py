@@ -8,7 +8,6 @@
 
 import json
 import os
-import platform
 import shutil
 import sys
 import time
@@ -21,17 +20,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import minimon
+from minimon.attack import attacked_rows, attacks, measure_attacks
 from minimon.calibrate import calibrate, find_calibration, save_calibration
 from minimon.checkpoint import load_model, save_model
 from minimon.cli import check_device, one_line_errors, parse, setting, shipped
 from minimon.distributed import from_first, rank, shard, size, start
 from minimon.evaluate import evaluate, evaluation_rows, limit_rows, read
-from minimon.files import read_json, sha256
+from minimon.files import read_json, resolve, sha256
+from minimon.instruct import load_conversations
 from minimon.lora import load_adapter, merge_lora
-from minimon.report import build_report, table, verdict_line, write_report
-from minimon.scoring import after, check_same, count_lines, items, score_items, whole_lines
-from minimon.tasks import load_mixture, load_task
+from minimon.provenance import check_same, data_files, provenance
+from minimon.report import attack_lines, build_report, table, verdict_line, write_report
+from minimon.scoring import after, check_again, count_lines, items, score_items, whole_lines
+from minimon.tasks import load_mixture, load_task, near_duplicates
 from minimon.tokenizer import load_tokenizer
 
 
@@ -49,6 +50,8 @@ class Settings:
     calibrate: str | None = setting(None, "pick a threshold on the rows of this task, FILE or FILE#NAME, that were not trained on")
     fpr: float = setting(0.01, "with --calibrate: share of negatives that may be above the threshold")
     temperature: bool = setting(False, "with --calibrate: fit a temperature as well")
+    attack: bool = setting(False, "also what words in the texts of new_domain do to the scores")
+    any_base: bool = setting(False, "take an adapter that was trained on another base")
     merge_to: str | None = setting(None, "directory for the base with the adapter merged into it")
     batch_tokens: int | None = setting(None, "tokens of a forward pass; the run's own if not given")
     max_tokens: int | None = setting(None, "of a row, or its text loses its middle; the run's own if not given")
@@ -59,17 +62,19 @@ class Settings:
 
 def main(settings: Settings) -> int:
     run = run_settings(settings)
-    device = start(settings.device)
-    model = load_model(shipped(run["model"]), dtype=getattr(torch, settings.dtype) if settings.dtype else None,
-                       device="cpu" if settings.shard else device)
+    device, base = start(settings.device), resolve(shipped(run["model"]))
+    made = from_first(lambda: provenance(sys.argv, base))
+    if not settings.any_base:
+        check_same(settings.adapter, made, ["base"], "name that base with --model, or give --any-base")
+    model = load_model(base, dtype=getattr(torch, settings.dtype) if settings.dtype else None, device="cpu" if settings.shard else device)
     if settings.shard:
         shard(model, device)
     load_adapter(model, settings.adapter)
     if settings.merge_to:
-        save_model(merge_lora(model), settings.merge_to, like=shipped(run["model"]))
+        save_model(merge_lora(model), settings.merge_to, like=base)
         print(f"merged checkpoint in {settings.merge_to}")
         return 0
-    tokenizer = load_tokenizer(shipped(run["model"]), date=run["date"])
+    tokenizer = load_tokenizer(base, date=run["date"])
     limit_rows(tokenizer, model, run["max_tokens"])
     if settings.calibrate:
         return pick_threshold(settings, run, model, tokenizer)
@@ -79,17 +84,18 @@ def main(settings: Settings) -> int:
     mixture, started = load_mixture(shipped(run["mixture"])), time.time()
     with progress("evaluate", evaluation_rows(mixture, tokenizer)) as bar:
         scores = evaluate(model, tokenizer, mixture, batch_tokens=run["batch_tokens"], on_rows=counter(bar, settings))
+    moved = attacked(model, tokenizer, mixture, run["batch_tokens"]) if settings.attack else None
     if rank():
         return 0
-    about = {"directory": settings.adapter, "command": sys.argv, "date": run["date"], "minimon": minimon.__version__,
-             "torch": torch.__version__, "python": platform.python_version(), "device": settings.device, "processes": size(),
+    about = {**made, "data": data_files(mixture), "directory": settings.adapter, "date": run["date"], "device": settings.device,
+             "processes": size(),
              "evaluate_seconds": round(time.time() - started, 1)}
     report = build_report(scores, model=run["model"], adapter=adapter_hash(settings), seed=run["seed"], epsilon=run["epsilon"],
-                          run=about)
+                          run=about, leakage=near_duplicates(mixture, conversations(run, mixture)), attacks=moved)
     if settings.out:
         Path(settings.out).mkdir(parents=True, exist_ok=True)
         write_report(report, settings.out, scores)
-    print(f"\n{table(report)}\n\n{verdict_line(report)}")
+    print("\n" + (attack_lines(report) + "\n\n" if moved else "") + f"{table(report)}\n\n{verdict_line(report)}")
     return 0
 
 
@@ -113,11 +119,36 @@ def run_settings(settings: Settings) -> dict:
     run |= read_json(path) if path.is_file() else {}
     keys = ("model", "mixture", "epsilon", "batch_tokens", "max_tokens")
     run |= {key: value for key in keys if (value := getattr(settings, key)) is not None}
+    check_run(run, path)
     if not run.get("model"):
         raise ValueError(f"--model: expected one, since {settings.adapter} has no settings.json that names the base")
     if not run.get("mixture") and not (settings.score or settings.merge_to or settings.calibrate):
         raise ValueError(f"--mixture: expected one, since {settings.adapter} has no settings.json that names it")
     return run
+
+
+def check_run(run: dict, path: Path) -> None:
+    """What is taken from settings.json, or from the command line in its place."""
+    kinds = {"model": str, "mixture": str, "date": str, "instruct": str, "seed": int, "batch_tokens": int, "epsilon": float}
+    bad = [f"{key} = {run[key]!r}" for key, kind in kinds.items() if run.get(key) is not None and type(run[key]) is not kind]
+    bad += [f"{key} = {run[key]!r}" for key in ("seed", "epsilon", "date") if run[key] is None]
+    if bad or not 0 <= run["epsilon"] <= 1 or (run["batch_tokens"] or 1) < 1:
+        raise ValueError(f"{path}: expected the settings of a run, epsilon in [0, 1] and batch_tokens from 1, got "
+                         f"{', '.join(bad) or (run['epsilon'], run['batch_tokens'])}")
+
+
+def conversations(run: dict, mixture):
+    """What the run was trained on beside the tasks."""
+    schedule = run.get("instruct") or (mixture.instruct.schedule if mixture.instruct else "none")
+    return load_conversations(mixture.instruct.path) if mixture.instruct and schedule != "none" else []
+
+
+def attacked(model, tokenizer, mixture, batch_tokens: int | None) -> list[dict]:
+    rows = sum(len(rows) for _, rows in attacked_rows(mixture))
+    if not rows:
+        raise ValueError(f"{mixture.path}: expected a split new_domain to attack, found none")
+    with progress("attack", 2 * rows * len(attacks("", ""))) as bar:
+        return measure_attacks(model, tokenizer, mixture, batch_tokens=batch_tokens, on_rows=bar.update)
 
 
 def named_task(entry: str):
@@ -137,8 +168,8 @@ def pick_threshold(settings: Settings, run: dict, model, tokenizer) -> int:
     with progress("calibrate", len(rows)) as bar:
         reading = read(model, tokenizer, task, rows, batch_tokens=run["batch_tokens"], on_rows=bar.update)
     try:
-        found = calibrate(reading.P.numpy(), np.array([row.label for row in rows]), np.array([row.text for row in rows]), fpr=settings.fpr,
-                          fit=settings.temperature)
+        found = calibrate(reading.P.numpy(), np.array([row.label for row in rows]), np.array([row.text for row in rows], dtype=object),
+                          fpr=settings.fpr, fit=settings.temperature)
     except ValueError as error:
         raise ValueError(f"{settings.calibrate}: {side} rows: {error}") from error
     about = {"adapter": adapter_hash(settings), "model": run["model"], "rows": side, "rows_cut": int((reading.left_out > 0).sum()), **found}
@@ -173,7 +204,7 @@ def score_file(settings: Settings, model, tokenizer, batch_tokens: int | None) -
             progress("score", count_lines(settings.score), count) as bar:
         for lines in score_items(model, tokenizer, task, found, threshold=threshold, temperature=temperature, batch_tokens=batch_tokens):
             if last:
-                check_same(last, lines.pop(0), part)
+                check_again(last, lines.pop(0), part)
                 last = None
             stream.write("".join(json.dumps(line) + "\n" for line in lines))
             stream.flush()

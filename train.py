@@ -12,7 +12,6 @@ finished the state that --resume goes on from.
 import json
 import math
 import os
-import platform
 import shutil
 import signal
 import sys
@@ -24,7 +23,6 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import minimon
 from minimon.batch import fit_row, make_batch, row_limit
 from minimon.checkpoint import load_model
 from minimon.cli import one_line_errors, parse, peak_memory_gb, setting, shipped, stop_signals
@@ -37,9 +35,10 @@ from minimon.known import Known
 from minimon.lora import add_lora, adapter_tensors, enable_lora, load_adapter, save_adapter
 from minimon.loss import label_token_loss, vocab_token_loss
 from minimon.plan import PARTS, check_settings, halved, instruction_plan, share_of, training_steps
+from minimon.provenance import check_same, provenance
 from minimon.report import build_report, table, verdict_line, write_report
 from minimon.state import find_run, load_state, save_state, start_run
-from minimon.tasks import load_mixture
+from minimon.tasks import load_mixture, near_duplicates
 from minimon.tokenizer import load_tokenizer
 
 
@@ -95,6 +94,10 @@ def main(settings: Settings) -> int:
     if saved and finished:
         print(f"{out}: this run is finished; its report is in report.md")
         return 0
+    made = from_first(lambda: provenance(sys.argv, resolve(shipped(settings.model)), mixture,
+                                         settings.init_adapter and f"{settings.init_adapter}/adapter_model.safetensors"))
+    if saved:
+        check_same(out, made, ("base", "data"), "name another --out, or give --overwrite to start again")
     day = (saved or {}).get("date") or settings.date or today
     tokenizer = load_tokenizer(shipped(settings.model), date=day)
     for task in mixture.all_tasks():
@@ -109,7 +112,7 @@ def main(settings: Settings) -> int:
     limit_rows(tokenizer, model, settings.max_tokens)
     refuse_long(tokenizer, conversations, row_limit(tokenizer))
     model.gradient_checkpointing = settings.gradient_checkpointing
-    step = None if saved else from_first(lambda: start_run(out, asdict(settings), day))
+    step = None if saved else from_first(lambda: start_run(out, asdict(settings), day, made))
     started, stopped = time.time(), stop_signals()
     rows, label_report = training_rows(settings, mixture, model, tokenizer, out, stopped)
     if stopped:
@@ -150,7 +153,7 @@ def main(settings: Settings) -> int:
     if rank() == 0:
         save_adapter(model, out, base=settings.model)
     trained_seconds = time.time() - started
-    known = settings.base_scores and from_first(lambda: Known(settings.base_scores, resolve(shipped(settings.model)), [
+    known = settings.base_scores and from_first(lambda: Known(settings.base_scores, made["base"], [
         settings.dtype, settings.device, day, *filter(None, [settings.max_tokens])]))
     with progress(evaluation_rows(mixture, tokenizer), 0, "evaluate", "row") as bar:
         try:
@@ -163,11 +166,11 @@ def main(settings: Settings) -> int:
     if known:
         known.save()
     enable_lora(model, True)
-    run = {"directory": str(out), "command": sys.argv, "date": day, "minimon": minimon.__version__, "torch": torch.__version__,
-           "python": platform.python_version(), "device": settings.device, "processes": size(), "train_seconds": round(trained_seconds, 1),
+    run = {**made, "directory": str(out), "date": day, "device": settings.device, "processes": size(),
+           "train_seconds": round(trained_seconds, 1),
            "evaluate_seconds": round(time.time() - started - trained_seconds, 1), "peak_memory_gb": peak_memory_gb()}
     report = build_report(scores, model=settings.model, adapter=sha256(out / "adapter_model.safetensors"), seed=settings.seed,
-                          epsilon=settings.epsilon, run=run, labels=label_report)
+                          epsilon=settings.epsilon, run=run, labels=label_report, leakage=near_duplicates(mixture, conversations))
     write_report(report, out, scores)
     (out / "state.safetensors").unlink(missing_ok=True)
     cost = f"{time.time() - started:.0f} s and {run['peak_memory_gb']:.1f} GB of memory"
@@ -192,7 +195,7 @@ def training_rows(settings: Settings, mixture, model, tokenizer, out: Path, stop
             except KeyboardInterrupt:
                 return {}, None
         from_first(lambda: save_labels(labels, path))
-    labels = from_first(lambda: load_labels(path))
+    labels = from_first(lambda: load_labels(path, mixture, settings.seed))
     quality = label_quality(labels, mixture)
     print(f"labels from the base's own thinking: {quality['right']:.3f} of {quality['rows']} right, AUROC {quality['auroc']:.3f}, "
           f"{quality['well_formed']:.3f} well-formed")
@@ -210,7 +213,7 @@ def start_adapter(model, settings: Settings) -> None:
 
 
 def interrupted(stopped: list[int], out: Path) -> int:
-    print(f"\nstopped, state saved; to go on: the same command with --resume --out {out}")
+    print(f"\nstopped; to go on: the same command with --resume --out {out}")
     return 128 + (stopped or [signal.SIGTERM])[0]                                      # none here: the signal came to another process
 
 
@@ -235,7 +238,7 @@ def step_gradient(model, tokenizer, groups, labels: dict[str, list[int]], settin
         except torch.OutOfMemoryError as error:
             share = [] if settings.shard else halved(share)
             if not share:
-                raise ValueError("out of memory in a step; give a lower --group-size or --max-tokens or --gradient-checkpointing") from error
+                raise ValueError("out of memory in a step; give a lower --group-size, or --gradient-checkpointing") from error
         model.zero_grad()
         torch.cuda.empty_cache()               # after the error, whose traceback held tensors
 

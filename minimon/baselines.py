@@ -44,7 +44,7 @@ def baselines(model, tokenizer, mixture: Mixture, seed: int = 0, on_task=None) -
                 for name, method in methods.items():
                     if len(task.labels) == 2 and (P := method(task, texts, base[:, 0])) is not None:
                         scores[name].setdefault(split, {}).setdefault(group, []).append(Scores(
-                            task.name, task.domain, labels, np.array(texts), base, np.stack([P, 1 - P], axis=1)))
+                            task.name, task.domain, labels, np.array(texts, dtype=object), base, np.stack([P, 1 - P], axis=1)))
                 if on_task:
                     on_task(1)
     return scores

@@ -94,8 +94,13 @@ def find_calibration(directory, task, adapter: str) -> dict | None:
     """The task's entry, None where it has none. Raises ValueError where it was picked for another adapter or prompt."""
     path = Path(directory) / NAME
     entry = read_json(path).get(task.name) if path.is_file() else None
-    for key, value in (("adapter", adapter), ("prompt", task.prompt)) if entry else ():
+    if entry is None:
+        return None
+    again = "pick it again with --calibrate, or give --threshold"
+    number = {key: entry.get(key) if isinstance(entry, dict) else None for key in ("threshold", "temperature")}
+    if not all(type(value) in (int, float) and 0 <= value < 1e6 for value in number.values()) or not number["temperature"]:
+        raise ValueError(f"{path}: expected a threshold and a temperature for task {task.name!r}, got {entry!r}; {again}")
+    for key, value in (("adapter", adapter), ("prompt", task.prompt)):
         if entry.get(key) != value:
-            raise ValueError(f"{path}: expected a threshold of this {key} for task {task.name!r}, got one of another; pick it again with "
-                             "--calibrate, or give --threshold")
+            raise ValueError(f"{path}: expected a threshold of this {key} for task {task.name!r}, got one of another; {again}")
     return entry

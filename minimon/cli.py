@@ -44,25 +44,34 @@ def parse(settings: type, argv: list[str] | None = None, description: str | None
 def one_line_errors():
     """What a user can cause ends in one line on stderr and exit code 2. MINIMON_TRACEBACK=1 shows where it was raised.
 
-    Of several processes the first to fail says why. As in a shell 130 is for an interrupt, 141 for a reader that went away."""
+    Of several processes the first to fail says why. As in a shell 130 is for an interrupt, 143 for SIGTERM, 141 for a reader that went
+    away."""
+    signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())                 # what is left is flushed at exit
         raise SystemExit(141) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
-    except (ValueError, OSError, RuntimeError) as error:
-        if os.environ.get("MINIMON_TRACEBACK") or isinstance(error, RuntimeError) and not lost(error):
-            raise
-        message = " ".join(str(error).split())
-        if isinstance(error, RuntimeError):
-            message = "another process of this run has ended; to go on from what is saved: the same command with --resume"
+    except KeyboardInterrupt as error:
         if speaks():
-            sys.stderr.write(f"error: {message}\n")
+            sys.stderr.write("\nstopped; to go on: the same command, with --resume where it has begun to write\n")
+        raise SystemExit(128 + (error.args[0] if error.args else signal.SIGINT)) from None
+    except (ValueError, OSError, RuntimeError) as error:
+        gone = isinstance(error, RuntimeError)
+        if os.environ.get("MINIMON_TRACEBACK") or gone and not lost(error):
+            raise
+        told = "another process of this run has ended; to go on from what is saved: the same command with --resume"
+        if speaks():
+            sys.stderr.write(f"error: {told if gone else one_line(error)}\n")
         raise SystemExit(2) from None
     finally:
         stop()
+
+
+def one_line(error: Exception) -> str:
+    """Of what somebody wrote into a file a message shows no more than a screen."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 1500 else f"{text[:1000]} [... {len(text) - 1500} characters ...] {text[-500:]}"
 
 
 def shipped(path: str) -> str:
@@ -81,11 +90,21 @@ def check_device(device: str) -> None:
 
 
 def stop_signals() -> list[int]:
-    """A list that SIGINT and SIGTERM append to; the loops look at it where stopping is safe."""
+    """A list that SIGINT and SIGTERM append to; the loops look at it where stopping is safe. A second signal does not wait for that."""
     received = []
+
+    def stop(number, frame):
+        if received:
+            interrupt(number, frame)
+        received.append(number)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: received.append(number))
+        signal.signal(number, stop)
     return received
+
+
+def interrupt(number, frame):
+    raise KeyboardInterrupt(number)
 
 
 def peak_memory_gb() -> float:

@@ -4,11 +4,11 @@ A family is a row of FAMILIES: only the values in which it differs from Llama. K
 defaults, which are those of Hugging Face's configuration classes.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from minimon.files import read_json
 from minimon.rope import FULL, SLIDING, RopeConfig, read_rope
 
 
@@ -98,12 +98,10 @@ def read_config(directory) -> ModelConfig:
     path = Path(directory) / "config.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a model's config.json there, found none; name a checkpoint directory or a hub id")
+    raw = read_json(path)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(raw, dict):
-            raise ValueError(f"expected a JSON object, got {type(raw).__name__}")
         return config_from_dict(raw)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
@@ -119,11 +117,11 @@ def config_from_dict(raw: dict) -> ModelConfig:
         softcaps = "; gemma2's softcaps of scores and logits are not implemented" if model_type == "gemma2" else ""
         raise ValueError(f"model_type: expected one of {', '.join(FAMILIES)}; got {model_type!r}{softcaps}")
     get = Settings(raw, {**COMMON, **FAMILIES[model_type]})
-    layers, heads, hidden_size = get.size("num_hidden_layers"), get.size("num_attention_heads"), get.size("hidden_size")
+    layers, heads, hidden_size = get.size("num_hidden_layers", 1024), get.size("num_attention_heads"), get.size("hidden_size", 2 ** 20)
     kv_heads = heads if get.is_null("num_key_value_heads") else get.size("num_key_value_heads")
     if heads % kv_heads:
         raise ValueError(f"num_key_value_heads: expected a divisor of num_attention_heads = {heads}, got {kv_heads}")
-    head_dim = hidden_size // heads if get("head_dim") is None else get.size("head_dim")
+    head_dim = hidden_size // heads if get("head_dim") is None else get.size("head_dim", 2 ** 16)
     if head_dim < 2 or head_dim % 2:
         raise ValueError(f"head_dim: expected an even number (rotations turn pairs), got {head_dim}")
     gemma, granite = model_type.startswith("gemma"), model_type == "granite"
@@ -166,8 +164,9 @@ class Settings:
             raise ValueError(f"{where}{key}: expected {expected}, got {self(key)!r}")
         return self(key)
 
-    def size(self, key) -> int:
-        return self.check(key, type(self(key)) is int and 0 < self(key) < 2 ** 31, "a positive integer")
+    def size(self, key, most: int = 2 ** 31 - 1) -> int:
+        """most: what is built a piece at a time, as layers are, has to end."""
+        return self.check(key, type(self(key)) is int and 0 < self(key) <= most, f"a positive integer up to {most}")
 
     def number(self, key) -> float:
         return float(self.check(key, type(self(key)) in (int, float) and 0 < self(key) < 1e38, "a positive number"))

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -73,5 +74,17 @@ def save_labels(labels: list[dict], path: Path) -> None:
     write_text(path, "".join(json.dumps(label, ensure_ascii=False) + "\n" for label in labels))
 
 
-def load_labels(path: Path) -> list[dict]:
-    return [label for _, label in read_jsonl(path)]
+def load_labels(path: Path, mixture: Mixture, seed: int) -> list[dict]:
+    """What save_labels wrote. Raises ValueError naming file and line where it is not of these rows."""
+    names, labels = {task.name: list(task.labels) for task in mixture.train}, []
+    for number, label in read_jsonl(path):
+        of_task = names.get(label["task"], ()) if isinstance(label.get("task"), str) else ()
+        P, formed = label.get("P"), label.get("well_formed")
+        if not isinstance(P, list) or len(P) != len(of_task) or label.get("label") not in of_task or label.get("gold") not in of_task \
+                or not all(type(value) in (int, float) and 0 <= value <= 1 for value in (*P, formed)):
+            raise ValueError(f"{path}:{number}: expected a label as this run writes them, got {label!r}; remove the file to label again")
+        labels.append(label)
+    given, rows = Counter(label["task"] for label in labels), unlabelled_rows(mixture, seed)
+    if given != {name: len(of_task) for name, of_task in rows.items()}:
+        raise ValueError(f"{path}: expected a label for each training row, got another number; remove the file to label again")
+    return labels

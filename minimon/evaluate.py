@@ -52,7 +52,7 @@ def evaluate(model: Decoder, tokenizer: Tokenizer, mixture: Mixture, *, batch_to
 def scores_of(asked, base: dict, adapter: dict) -> Scores:
     task, rows = asked
     shares = {which: {name: side[name] for name in SHARES if name in side} for which, side in (("base", base), ("adapter", adapter))}
-    labels, texts = np.array([row.label for row in rows]), np.array([row.text for row in rows])
+    labels, texts = np.array([row.label for row in rows], dtype=int), np.array([row.text for row in rows], dtype=object)
     return Scores(task.name, task.domain, labels, texts, base["P"], adapter["P"], shares,
                   {name: base[name] for name in REFERENCES if name in base}, adapter["left_out"])
 
@@ -211,6 +211,8 @@ def read_ids(model: Decoder, ids: list[list[int]], label_ids: list[int], batch_t
             z = hidden.float() @ model.lm_head.weight[labels].float().T / model.config.logits_scaling      # (B, N)
             rest = model.logits(hidden).float()                                        # (B, V)
             reading.P[some] = z.softmax(dim=-1).cpu()
+            if not reading.P[some].isfinite().all():
+                raise ValueError("expected finite scores, got others: the adapter or the base does not go together with this dtype")
             reading.label_mass[some] = (z.logsumexp(dim=-1) - rest.logsumexp(dim=-1)).exp().clamp(max=1.0).cpu()
             reading.label_first[some] = torch.isin(rest.argmax(dim=-1), labels).cpu()
         if on_rows:

@@ -99,13 +99,14 @@ def draw_uplift(axes, tasks) -> None:
     axes.set_yticks(range(len(tasks)), [task["task"] for _, task in tasks], fontsize=6 if len(tasks) > 20 else 8)
     axes.invert_yaxis()
     axes.set_xlabel("AUROC, adapter minus base, 95% interval")
-    axes.legend(frameon=False, fontsize=8)
+    if tasks:
+        axes.legend(frameon=False, fontsize=8)
 
 
 def draw_roc(axes, scores) -> None:
-    fewest = 1.0
+    fewest = 0.5
     for i, (name, tasks) in enumerate(groups(scores)):
-        for which, _ in SIDES:
+        for which, _ in SIDES if 0 < sum(task.positives.sum() for task in tasks) < sum(map(len, (task.labels for task in tasks))) else ():
             fpr, tpr = roc(*pool(tasks, which, ranked=True))
             fewest = min(fewest, fpr[fpr > 0].min(initial=1.0))
             axes.step(fpr, tpr, where="post", color=f"C{i}", linestyle=":" if which == "base" else "-", linewidth=1.2,
@@ -117,7 +118,8 @@ def draw_roc(axes, scores) -> None:
     axes.set_ylim(0, 1)
     axes.set_xlabel("FPR, log axis")
     axes.set_ylabel("TPR (dotted: base)")
-    axes.legend(frameon=False, fontsize=8, loc="upper left")
+    if len(axes.lines) > 1:
+        axes.legend(frameon=False, fontsize=8, loc="upper left")
 
 
 def draw_reliability(axes, scores) -> None:

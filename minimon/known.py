@@ -7,16 +7,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minimon.files import open_tensors, sha256, write_tensors
+from minimon.files import open_tensors, tensor, write_tensors
 
 
 class Known:
     """A file of scores by a key of all that they follow from: weights, tokenizer, dtype, device, date, prompt, texts and options."""
 
-    def __init__(self, path, checkpoint: Path, about):
-        self.path = Path(path)
-        files = sorted(file for file in Path(checkpoint).iterdir() if file.suffix in (".json", ".jinja", ".safetensors"))
-        self.about = [torch.__version__, about, [(file.name, sha256(file)) for file in files]]
+    def __init__(self, path, base: dict[str, str], about):
+        """base: name -> sha256 of the checkpoint's files."""
+        self.path, self.about = Path(path), [torch.__version__, about, base]
         self.scores, self.added = load(self.path), False
 
     def key(self, split: str, task, texts, options) -> str:
@@ -43,5 +42,5 @@ def load(path: Path) -> dict[str, dict[str, np.ndarray]]:
         with open_tensors(path) as file:
             for name in file.keys():
                 key, _, part = name.partition(".")
-                scores.setdefault(key, {})[part] = file.get_tensor(name).numpy()
+                scores.setdefault(key, {})[part] = tensor(file, name, path).numpy()
     return scores

@@ -16,6 +16,8 @@ import zlib
 from contextlib import suppress
 from pathlib import Path
 
+from minimon.files import LIMIT, once, parse_json
+
 ZSTD = 93                                      # zip's number of the method, unknown to zipfile before Python 3.14
 CONVERT = "inspect log convert PATH --to json --output-dir OUT --resolve-attachments full --stream 10"
 REFERENCE = re.compile(r"(?:attachment|tc)://([0-9a-zA-Z]+)")
@@ -38,7 +40,7 @@ def read_log(path):
     for header, sample, where in (eval_samples if start == b"PK\x03\x04" else json_samples)(path):
         try:
             yield record(header, sample, where)
-        except (AttributeError, KeyError, TypeError) as error:
+        except (AttributeError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{where}: expected a sample of an Inspect log, got something else ({error!r})") from error
 
 
@@ -155,9 +157,11 @@ def sample_members(archive: zipfile.ZipFile, path) -> list[zipfile.ZipInfo]:
 def member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path):
     where = f"{path}: {info.filename}"
     try:
-        return json.loads(zstd_member(archive, info, where) if info.compress_type == ZSTD else archive.read(info))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, zipfile.BadZipFile, zlib.error, NotImplementedError,
-            EOFError) as error:
+        if info.file_size > LIMIT:
+            raise ValueError(f"{info.file_size} bytes, of which {LIMIT} would be read")
+        data = zstd_member(archive, info, where) if info.compress_type == ZSTD else archive.read(info)
+        return parse_json(data.decode("utf-8-sig"), where)
+    except (ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:      # RuntimeError: it wants a password
         raise ValueError(f"{where}: expected a whole member with JSON, got an error: {error}") from error
 
 
@@ -225,7 +229,7 @@ class Window:
 
     def __init__(self, file, path, size: int = 2 ** 16):
         self.file, self.path, self.size, self.text, self.at = file, path, size, "", 0
-        self.decoder = json.JSONDecoder()
+        self.decoder = json.JSONDecoder(object_pairs_hook=once)
 
     def more(self) -> bool:
         try:
@@ -257,6 +261,6 @@ class Window:
                 if end < len(self.text) or not self.more():                            # a number at the end may go on
                     self.at += length
                     return value
-            except (json.JSONDecodeError, RecursionError) as error:
-                if isinstance(error, RecursionError) or not self.more():
+            except (ValueError, RecursionError) as error:
+                if not isinstance(error, json.JSONDecodeError) or not self.more():
                     raise ValueError(f"{self.path}: expected the JSON of an Inspect log, got {error}") from error

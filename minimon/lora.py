@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minimon.files import open_tensors, read_json, write_json, write_tensors
+from minimon.files import open_tensors, read_json, tensor, write_json, write_tensors
+from minimon.ops import LoRAProduct
 
 PREFIX = "base_model.model."
 USED = ("r", "lora_alpha", "target_modules", "use_rslora", "rank_pattern", "alpha_pattern", "exclude_modules", "layers_to_transform",
@@ -76,10 +77,9 @@ class LoRALinear(nn.Module):
         nn.init.zeros_(self.lora_B.weight)
 
     def forward(self, x):
-        y = self.base_layer(x)
         if not self.enabled:
-            return y
-        return (y + self.scaling * self.lora_B(self.lora_A(x.float()))).to(y.dtype)    # added in fp32, rounded once
+            return self.base_layer(x)
+        return LoRAProduct.apply(x, self.base_layer.weight, self.base_layer.bias, self.lora_A.weight, self.lora_B.weight, self.scaling)
 
     @torch.no_grad()
     def merged(self) -> nn.Linear:
@@ -210,12 +210,23 @@ def load_adapter(model: nn.Module, directory) -> LoRAConfig:
     raw = read_json(path)
     refuse_options(raw, path)
     options = {key: raw[key] for key in USED if raw.get(key) is not None}
+    weights = Path(directory) / "adapter_model.safetensors"
     try:
-        config = wrap(model, LoRAConfig(**{"lora_alpha": 8, **options}))       # PEFT's own default, where the file has none
+        config = LoRAConfig(**{"lora_alpha": 8, **options})                    # PEFT's own default, where the file has none
+        if max(config.r, *config.rank_pattern.values(), 0) > largest_rank(weights):
+            raise ValueError(f"r: expected at most {largest_rank(weights)}, as in the weights, got {config.r} and {config.rank_pattern}")
+        wrap(model, config)
     except (ValueError, TypeError, re.error) as error:
         raise ValueError(f"{path}: {error}") from error
-    load_tensors(model, Path(directory) / "adapter_model.safetensors")
+    load_tensors(model, weights)
     return config
+
+
+def largest_rank(path: Path) -> int:
+    """Of the file: memory is taken for no more than there is."""
+    with open_tensors(path) as file:
+        shapes = [file.get_slice(key).get_shape() for key in file.keys() if ".lora_A." in key]
+    return max((shape[0] for shape in shapes if shape), default=0)
 
 
 def refuse_options(raw: dict, path: Path) -> None:
@@ -245,4 +256,4 @@ def load_tensors(model: nn.Module, path: Path) -> None:
             raise ValueError(f"{path}: the adapter does not fit the model: {'; '.join(problems[:3])}{more}")
         with torch.no_grad():
             for name, parameter in expected.items():
-                parameter.copy_(file.get_tensor(keys[name]))
+                parameter.copy_(tensor(file, keys[name], path))

@@ -19,12 +19,19 @@ class Scores:
     task: str
     domain: str
     labels: np.ndarray                         # (n,) label indices
-    clusters: np.ndarray                       # (n,) of str: rows of the same text are one cluster
+    clusters: np.ndarray                       # (n,) of str objects: rows of the same text are one cluster
     base: np.ndarray                           # (n, N) P(label)
     adapter: np.ndarray                        # (n, N)
     shares: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)     # base | adapter -> name -> (n,): means are reported
     references: dict[str, np.ndarray] = field(default_factory=dict)            # what base and adapter stand between -> (n, N)
     left_out: np.ndarray | None = None         # (n,) tokens of each text that were cut to fit
+
+    def __post_init__(self):
+        for P in (self.base, self.adapter, *self.references.values()):
+            ok = P.dtype.kind == "f" and P.ndim == 2 and len(P) == len(self.labels) == len(self.clusters)
+            if not ok or not ((P >= 0) & (P <= 1 + 1e-5)).all() or not ((self.labels >= 0) & (self.labels < P.shape[1])).all():
+                raise ValueError(f"task {self.task!r}: expected P of each label in [0, 1] for every row, got something else; are the "
+                                 "model's outputs finite?")
 
     @property
     def positives(self) -> np.ndarray:
@@ -76,7 +83,7 @@ def tpr_at_fpr(scores: np.ndarray, positives: np.ndarray, fpr: float = 0.01) -> 
     negatives = np.sort(scores[~positives])[::-1]
     if len(negatives) < FEWEST_NEGATIVES or not positives.any():
         return None
-    return float((scores[positives] > negatives[int(fpr * len(negatives))]).mean())
+    return float((scores[positives] > negatives[int(fpr * len(negatives) + 1e-9)]).mean())
 
 
 def brier(p: np.ndarray, positives: np.ndarray) -> float:
@@ -98,15 +105,35 @@ def ranks(scores: np.ndarray) -> np.ndarray:
 
 
 def measures(scores: Scores, which: str) -> dict:
-    """The metrics of one task under `base` or `adapter`."""
-    p, positives = scores.of(which)[:, 0].astype(float), scores.positives
+    """The metrics of one task under `base` or `adapter`; "undefined" says why one is None, or is what it is by convention."""
+    p, positives, why = scores.of(which)[:, 0].astype(float), scores.positives, undefined(scores, which)
+    if not len(p):
+        return {"performance": None, "auroc": None, "tpr_at_1pct_fpr": None, "brier": None, "ece": None, "undefined": why}
     return {"performance": float(performance(scores.of(which), scores.labels).mean()), "auroc": auroc(p, positives),
             "tpr_at_1pct_fpr": tpr_at_fpr(p, positives), "brier": brier(p, positives), "ece": ece(p, positives),
-            **{name: float(values.mean()) for name, values in scores.shares.get(which, {}).items()}}
+            **{name: float(values.mean()) for name, values in scores.shares.get(which, {}).items()}, **({"undefined": why} if why else {})}
+
+
+def undefined(scores: Scores, which: str) -> dict[str, str]:
+    """Metric -> why there is no number, or one that only a convention gives."""
+    P, positives, why = scores.of(which), int(scores.positives.sum()), {}
+    negatives, ties = len(P) - positives, int(((P == P.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum())
+    if not len(P):
+        return {key: "no rows" for key in ("performance", "auroc", "tpr_at_1pct_fpr", "brier", "ece")}
+    if ties:
+        why["performance"] = f"{ties} rows with a tie at the top, which counts as wrong"
+    if not positives or not negatives:
+        why["auroc"] = f"no {'negative' if positives else 'positive'} rows"
+    elif (P[:, 0] == P[0, 0]).all():
+        why["auroc"] = "all scores are equal, and a tie counts half"
+    if not positives or negatives < FEWEST_NEGATIVES:
+        why["tpr_at_1pct_fpr"] = f"{positives} positives and {negatives} negatives; 1 and {FEWEST_NEGATIVES} are needed"
+    return why
 
 
 def mean_measures(tasks: list[Scores], which: str) -> dict:
     """Means over pairs (performance) and over tasks (the rest); the TPR pools rows after ranking within each task."""
+    tasks = [task for task in tasks if len(task.labels)] or tasks[:1]
     each = [measures(task, which) for task in tasks]
     pooled = np.concatenate([ranks(task.of(which)[:, 0]) for task in tasks])
     positives = np.concatenate([task.positives for task in tasks])
@@ -116,14 +143,20 @@ def mean_measures(tasks: list[Scores], which: str) -> dict:
         values = [measure[key] for measure in each if measure[key] is not None]
         return float(np.mean(values)) if values else None
 
-    return {"performance": float(pairs.mean()), "auroc": mean("auroc"), "tpr_at_1pct_fpr": tpr_at_fpr(pooled, positives),
-            **{key: mean(key) for key in each[0] if key not in ("performance", "auroc", "tpr_at_1pct_fpr")}}
+    without = sum(measure["auroc"] is None for measure in each)
+    why = {"auroc": f"{without} of {len(each)} tasks have none and are left out"} if without else {}
+    return {"performance": float(pairs.mean()) if len(pairs) else None, "auroc": mean("auroc"),
+            "tpr_at_1pct_fpr": tpr_at_fpr(pooled, positives),
+            **{key: mean(key) for key in each[0] if key not in ("performance", "auroc", "tpr_at_1pct_fpr", "undefined")},
+            **({"undefined": why} if why else {})}
 
 
 def intervals(tasks: list[Scores], seed: int = 0) -> dict:
     """95% percentile bootstrap over transcripts: {"performance" | "auroc": {"base" | "adapter" | "uplift": [lo, hi] or None}}.
 
     Rows of one transcript are drawn together, whatever the prompt, and base and adapter on the same draws."""
+    if not any(len(task.labels) for task in tasks):
+        return {key: dict.fromkeys(("base", "adapter", "uplift")) for key in ("performance", "auroc")}
     drawn = bootstrap(tasks, seed)
     return {key: {**{which: percentiles(values) for which, values in sides.items()},
                   "uplift": percentiles(sides["adapter"] - sides["base"])} for key, sides in drawn.items()}
@@ -161,6 +194,7 @@ def percentiles(values: np.ndarray) -> list[float] | None:
     return [float(bound) for bound in np.percentile(values, [2.5, 97.5])] if len(values) else None
 
 
-def chance(tasks: list[Scores]) -> float:
-    """Performance of always giving each task's commonest label, mean over pairs."""
-    return float(sum(np.bincount(task.labels).max() for task in tasks) / sum(len(task.labels) for task in tasks))
+def chance(tasks: list[Scores]) -> float | None:
+    """Performance of always giving each task's commonest label, mean over pairs; None without any."""
+    pairs = sum(len(task.labels) for task in tasks)
+    return float(sum(np.bincount(task.labels, minlength=1).max() for task in tasks) / pairs) if pairs else None

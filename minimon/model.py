@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minimon.config import ModelConfig
+from minimon.ops import GatedSiLU, Normalize
 from minimon.rope import rope_angles, rotate
 
 MASKED = 2 ** 22                               # entries of an attention mask, about; a long suffix goes without one
@@ -235,8 +236,7 @@ class MLP(nn.Module):
 
     def forward(self, x):
         gate, up = self.gate_up_proj(x).chunk(2, dim=-1) if self.fused else (self.gate_proj(x), self.up_proj(x))
-        gate = F.silu(gate) if self.activation == "silu" else F.gelu(gate, approximate="tanh")
-        return self.down_proj(gate * up)
+        return self.down_proj(GatedSiLU.apply(gate, up) if self.activation == "silu" else F.gelu(gate, approximate="tanh") * up)
 
 
 class RMSNorm(nn.Module):
@@ -248,8 +248,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(size) if self.plus_one else torch.ones(size))
 
     def forward(self, x):
-        y = x.float()
-        y = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + self.eps)
+        y = Normalize.apply(x, self.eps)
         if not self.in_fp32:                                                           # Llama's order: cast, then the gain
             return self.weight * y.to(x.dtype)
         gain = 1.0 + self.weight.float() if self.plus_one else self.weight.float()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from minimon.files import read_rows, sha256
+from minimon.files import find_files, read_rows, sha256
 from minimon.logs import is_log, read_log
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "lines", "log")
@@ -57,7 +57,7 @@ def make_reading(table: dict, problems: list[str]) -> Reading:
     for key in ("keep", "drop"):
         if not isinstance(table.get(key, {}), dict) or not all(isinstance(values, list) for values in table.get(key, {}).values()):
             problems.append(f"expected {key} = {{ field = [values] }}, got {table[key]!r}")
-    if join and (not isinstance(join, dict) or set(join) != {"field", "file", "key"}):
+    if join and (not isinstance(join, dict) or set(join) != {"field", "file", "key"} or not all(map(is_name, join.values()))):
         problems.append(f"expected join = {{ field = ..., file = ..., key = ... }}, got {join!r}")
     if source is not None:
         problems += source_problems(source)
@@ -65,6 +65,10 @@ def make_reading(table: dict, problems: list[str]) -> Reading:
         return Reading()
     return Reading(kind, tuple(table.get("columns", ())), tuple(table.get("each", ())), join, table.get("keep", {}), table.get("drop", {}),
                    Source(**source) if source is not None else None)
+
+
+def is_name(value) -> bool:
+    return isinstance(value, str) and "\0" not in value
 
 
 def source_problems(source) -> list[str]:
@@ -106,7 +110,7 @@ def row_files(path: Path, reading: Reading) -> list[tuple[str, Path]]:
     if reading.source:
         names = [name for name in reading.source.files if name != reading.join.get("file")]
         return [(name, source_file(path, reading.source, name)) for name in names]
-    files = sorted(path.parent.glob(path.name)) if set(path.name) & set("*?") else [path]
+    files = find_files(path.parent, path.name)
     if not files or not files[0].is_file():
         raise FileNotFoundError(f"{path}: expected a file of rows, found none")
     return [(file.name, file) for file in files]

@@ -12,8 +12,10 @@ from minimon.metrics import Scores, chance, inter_task_generalization, intervals
 
 
 def build_report(scores: dict[str, dict[str, list[Scores]]], *, model: str, adapter: str, seed: int, epsilon: float, run: dict,
-                 labels: dict | None = None) -> dict:
-    """scores: split -> group -> tasks. Everything but "run" is a function of the scores and the settings. `labels`: on self labels."""
+                 **more: dict | None) -> dict:
+    """scores: split -> group -> tasks. Everything but "run" is a function of the scores and the settings.
+
+    more: tables that are there in some runs: `labels` on self labels, `leakage` on near duplicates, `attacks`."""
     report = {"model": model, "adapter": adapter, "seed": seed, "epsilon": epsilon, "splits": {}}
     for split, groups in scores.items():
         tasks = [task for group in groups.values() for task in group]
@@ -23,9 +25,9 @@ def build_report(scores: dict[str, dict[str, list[Scores]]], *, model: str, adap
             "rows_cut": sum(int((task.left_out > 0).sum()) for task in tasks if task.left_out is not None),
             "mean": compared(tasks), "groups": {group: compared(members) for group, members in groups.items() if group}}
     for key, split in (("inter_task", "new_domain"), ("intra_task", "trained")):
-        if split in scores:
+        if any(len(task.labels) for group in scores.get(split, {}).values() for task in group):
             report[key] = verdict([task for group in scores[split].values() for task in group], epsilon)
-    return {**report, **({"labels": labels} if labels else {}), "run": run}
+    return {**report, **{key: table for key, table in more.items() if table}, "run": run}
 
 
 def compared(tasks: list[Scores]) -> dict:
@@ -34,10 +36,12 @@ def compared(tasks: list[Scores]) -> dict:
     bounds = intervals(tasks)
     for which, side in (("base", base), ("adapter", adapter)):
         side |= {f"{key}_ci95": bounds[key][which] for key in ("performance", "auroc")}
-    both = base["auroc"] is not None and adapter["auroc"] is not None
+    def gain(key):
+        return adapter[key] - base[key] if None not in (adapter[key], base[key]) else None
+
     references = {name: mean_measures(tasks, name)["auroc"] for name in tasks[0].references}
     return {"base": base, "adapter": adapter, "chance": chance(tasks), **({"references": references} if references else {}), "uplift": {
-        "performance": adapter["performance"] - base["performance"], "auroc": adapter["auroc"] - base["auroc"] if both else None,
+        "performance": gain("performance"), "auroc": gain("auroc"),
         "ci95": bounds["auroc"]["uplift"], "performance_ci95": bounds["performance"]["uplift"]}}
 
 
@@ -75,15 +79,26 @@ def write_scores(scores: dict[str, dict[str, list[Scores]]], path) -> None:
 
 
 def read_scores(path) -> dict[str, dict[str, list[Scores]]]:
-    """What write_scores wrote, to six digits."""
+    """What write_scores wrote, to six digits. Raises ValueError naming the file, and the line of what is no score."""
     tasks = {}
-    for _, line in read_jsonl(path):
-        tasks.setdefault((line["split"], line["group"], line["task"], line["domain"]), []).append(line)
+    for number, line in read_jsonl(path):
+        names = [line.get(key) for key in ("split", "group", "task", "domain", "text")]
+        if not all(isinstance(name, str) for name in names) or type(line.get("label")) is not int \
+                or not isinstance(line.get("references", {}), dict):
+            raise ValueError(f"{path}:{number}: expected the score of a pair, got {line!r}")
+        tasks.setdefault(tuple(names[:4]), []).append(line)
     scores = {}
     for (split, group, task, domain), lines in tasks.items():
-        label, text, base, adapter = (np.array([line[key] for line in lines]) for key in ("label", "text", "base", "adapter"))
-        references = {name: np.array([line["references"][name] for line in lines]) for name in lines[0].get("references", ())}
-        scores.setdefault(split, {}).setdefault(group, []).append(Scores(task, domain, label, text, base, adapter, references=references))
+        try:
+            label = np.array([line["label"] for line in lines], dtype=int)
+            base, adapter = (np.array([line[key] for line in lines], dtype=float) for key in ("base", "adapter"))
+            references = {name: np.array([line["references"][name] for line in lines], dtype=float)
+                          for name in lines[0].get("references", ())}
+            texts = np.array([line["text"] for line in lines], dtype=object)
+            found = Scores(task, domain, label, texts, base, adapter, references=references)
+        except (KeyError, ValueError, TypeError, OverflowError) as error:
+            raise ValueError(f"{path}: task {task!r}: expected P of each label for every pair, got an error: {error!r}") from error
+        scores.setdefault(split, {}).setdefault(group, []).append(found)
     return scores
 
 
@@ -132,6 +147,12 @@ def notes(report: dict) -> list[str]:
             lines.append(f"{split}: well-formed {number(base['well_formed'])} base, {number(adapter['well_formed'])} adapter")
         if "references" in part["mean"]:
             lines[-1] += "".join(f"; AUROC of the base on {name} {number(value)}" for name, value in part["mean"]["references"].items())
+    without = {task["task"]: task["adapter"]["undefined"]["auroc"] for part in report["splits"].values() for task in part["tasks"]
+               if task["adapter"]["auroc"] is None}
+    if without:
+        lines.append(f"AUROC is not defined for {len(without)} tasks, the first {next(iter(without))}: {next(iter(without.values()))}")
+    lines += [f"{split}: {found['near_duplicates']} of {found['rows']} are near duplicates of what is on the other side of the split"
+              for split, found in report.get("leakage", {}).items() if found["near_duplicates"]]
     entries = [entry["adapter"] for part in report["splits"].values() for entry in part["tasks"]]
     masses = [entry["label_mass"] for entry in entries if "label_mass" in entry]
     if masses:
@@ -146,6 +167,14 @@ def table(report: dict) -> str:
     lines = ["  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths)))
              for row in rows]
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:], *notes(report)])
+
+
+def attack_lines(report: dict) -> str:
+    """The table of attacks on the rows of new_domain."""
+    columns = (("shift", "change of P"), ("auroc", "AUROC"), ("auroc_hidden", "AUROC, positives alone"))
+    rows = [[entry["attack"], *(number(entry[which][key], key == "shift") for key, _ in columns for which in ("base", "adapter"))]
+            for entry in report["attacks"]]
+    return lines(["attack", *(f"{name} {which}" for _, name in columns for which in ("base", "adapter"))], rows)
 
 
 def verdict_line(report: dict) -> str:
@@ -186,4 +215,7 @@ def markdown(report: dict) -> str:
                  *(number(task[which][key]) for key in ("performance", "auroc", "brier", "ece") for which in ("base", "adapter")),
                  number(task["uplift"]["auroc"], True), interval(task["uplift"]["ci95"])] for task in part["tasks"]]
         parts += [f"## {split}", lines(header, rows)]
+    if "attacks" in report:
+        parts += [f"## Attacks\n\nWritten into {report['attacks'][0]['rows']} pairs of new_domain: the mean change of P(positive), AUROC "
+                  "where all rows carry it, AUROC where the positives alone do.", attack_lines(report)]
     return "\n\n".join(parts) + "\n"

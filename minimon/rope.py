@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 import torch
 
+from minimon.ops import Rotate
+
 FULL, SLIDING = "full_attention", "sliding_attention"
 NEEDED = {                                     # rope type -> the numbers it cannot do without
     "default": (), "linear": ("factor",), "dynamic": ("factor",), "yarn": (), "longrope": (),
@@ -43,9 +45,7 @@ def rope_angles(config: RopeConfig, positions: torch.Tensor, length: int) -> tup
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """x (B, H, T, D), cos and sin broadcastable to (B, 1, T, d); the last D - d dimensions pass."""
     d = cos.shape[-1]
-    rotated, rest = x[..., :d], x[..., d:]
-    half = torch.cat((-rotated[..., d // 2:], rotated[..., : d // 2]), dim=-1)
-    rotated = rotated * cos + half * sin
+    rotated, rest = Rotate.apply(x[..., :d], cos, sin), x[..., d:]
     return torch.cat((rotated, rest), dim=-1) if rest.shape[-1] else rotated
 
 

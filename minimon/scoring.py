@@ -5,6 +5,7 @@ as a monitor may see them. A line of scores is {"id", "P", "decision"}: P of the
 "left_out", the tokens of its middle, where a text was too long.
 """
 
+import json
 import sys
 from contextlib import contextmanager
 from itertools import islice
@@ -50,7 +51,7 @@ def items(path: str, task: Task):
                                  "convert the file to UTF-8") from error
             if text.strip():
                 record = json_row(text, where)
-                yield Item(record.get("id", number), row_text(task, record, where), {})
+                yield Item(row_id(record, number, where), row_text(task, record, where), {})
 
 
 @contextmanager
@@ -60,6 +61,14 @@ def input_lines(path: str):
     else:
         with open(path, "rb") as file:
             yield path, file
+
+
+def row_id(record: dict, number: int, where: str):
+    try:
+        json.dumps(record.get("id"), allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{where}: expected an id that JSON has a word for, got {record['id']!r}") from error
+    return record.get("id", number)
 
 
 def row_text(task: Task, record: dict, where: str) -> str:
@@ -154,10 +163,10 @@ def after(found, scored: Path, count: int):
         raise ValueError(f"{scored}: expected no more scores than rows, got {count} of {number} rows; remove the file to start again")
 
 
-def check_same(line: dict, again: dict, path: Path) -> None:
+def check_again(line: dict, again: dict, path: Path) -> None:
     """The last row scored before is scored again: another task, adapter or threshold would show."""
     p, q = line.get("P"), again["P"]
-    same = p is q is None or None not in (p, q) and abs(p - q) < 1e-4
+    same = p is q is None or type(p) in (int, float) and q is not None and q - 1e-4 < p < q + 1e-4
     if not same or (line.get("decision") is None) != (again["decision"] is None):
         raise ValueError(f"{path}: expected P {q} for row {again['id']!r}, got {p}: these are scores of another adapter, task or "
                          "threshold; remove the file to start again")

@@ -53,7 +53,9 @@ def six_panels(axes, numbers):
             axis.plot(x, y, marker="o", markersize=3, label=where)
         axis.legend(frameon=False, fontsize=7)
         axis.set_xlabel("share of instruction rows", fontsize=8)
-    finish(axis, "3. Dilution")
+        finish(axis, "3. Dilution")
+    else:
+        axis.set_axis_off()
     if any(group.startswith("thinking") for group in regimes["none"]):
         panel(axes[1, 0], "4. With thinking", ways, "thinking")
     if any(group.startswith("summary") for group in regimes["none"]):

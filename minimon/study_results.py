@@ -32,7 +32,8 @@ def results(cells: dict, baseline_numbers: dict | None, fraction: float | None =
     numbers = {
         "answers": six_answers(regimes), "regimes": {name: regime_table(runs) for name, runs in regimes.items()},
         "seeds": {name: len(runs.runs) for name, runs in regimes.items()},
-        "inter_task": {name: means for name in regimes if (means := inter_task(cells, name))}, "summary_references": references(cells),
+        "inter_task": {name: means for name, runs in regimes.items() if (means := inter_task(cells, name, runs))},
+        "summary_references": references(cells),
         "labels": {key: report["labels"] for key, (_, report) in cells.items() if "labels" in report},
         "dilution": {"fraction": curve(cells, r"joint([\d.]+)-seed\d+", {0.0: "none", fraction: "joint"}),
                      "tasks": curve(cells, r"tasks(\d+)-seed\d+")},
@@ -44,13 +45,14 @@ def seeds_of(cells, name) -> list:
     return [scores for key, (scores, _) in sorted(cells.items()) if re.fullmatch(rf"{re.escape(name)}-seed\d+", key)]
 
 
-def inter_task(cells, name) -> dict | None:
-    """Mean performance over new pairs: of the base, and of each seed's adapter."""
+def inter_task(cells, name, runs: Runs) -> dict | None:
+    """Mean performance over new pairs: of the base, and of each seed's adapter, with an interval over seeds and transcripts."""
     parts = [report.get("inter_task") for key, (_, report) in sorted(cells.items()) if re.fullmatch(rf"{re.escape(name)}-seed\d+", key)]
     if None in parts:
         return None
     means = [part["mean"] for part in parts]
-    return {"base": parts[0]["base_mean"], "mean": fmean(means), "seeds": means, "epsilon": parts[0]["epsilon"],
+    ci95 = level(runs.values("new_domain", key="performance")["adapter"])["ci95"]
+    return {"base": parts[0]["base_mean"], "mean": fmean(means), "ci95": ci95, "seeds": means, "epsilon": parts[0]["epsilon"],
             "generalizes": [part["generalizes"] for part in parts]}
 
 
@@ -134,7 +136,8 @@ def text(numbers) -> str:
         rows = [[answer["measure"], effect(answer), answer["verdict"]] for answer in numbers["answers"] if answer["question"] == question]
         parts += [f"## {question}. {title}", lines(["measured", "effect", "shown"], rows)] if rows else []
     if numbers["inter_task"]:
-        rows = [[name, f"{entry['base']:.3f}", f"{entry['mean']:.3f}", ", ".join(f"{value:.3f}" for value in entry["seeds"]),
+        rows = [[name, f"{entry['base']:.3f}", f"{entry['mean']:.3f} [{entry['ci95'][0]:.3f}, {entry['ci95'][1]:.3f}]",
+                 ", ".join(f"{value:.3f}" for value in entry["seeds"]),
                  f"{sum(entry['generalizes'])} of {len(entry['seeds'])}"] for name, entry in numbers["inter_task"].items()]
         parts += ["## Inter-task generalization: mean performance over new pairs",
                   lines(["regime", "base", "mean", "each seed", "above epsilon"], rows)]

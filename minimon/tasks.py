@@ -5,10 +5,13 @@ tasks may stand in groups. All that is wrong with a mixture is refused by name: 
 """
 
 import fnmatch
+import os
+import re
+import unicodedata
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minimon.files import read_toml
+from minimon.files import find_files, read_toml
 from minimon.instruct import Instruct, instruct_table, normal
 from minimon.task import Row, Task, load_task, load_tasks
 
@@ -78,9 +81,15 @@ def load_mixture(path, check: bool = True) -> Mixture:
                 raise ValueError(f"{path}: eval.{split}: expected tasks = [...] or a group = [...], got neither")
             splits[split] = {"" if group == "tasks" else group: find_tasks(entries, path, f"eval.{split}.{group}", files, limit)
                              for group, entries in groups.items()}
+    name, weights, balance = data.get("name", path.stem), train.get("weights", {}), train.get("balance", True)
+    if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name):
+        raise ValueError(f"{path}: name: expected letters, digits and .+-_ (a run's directory is called after it), got {name!r}")
+    if not isinstance(weights, dict) or not isinstance(balance, bool):
+        raise ValueError(f"{path}: train: expected weights = {{ name = number }} and balance = true or false, got {weights!r}, "
+                         f"{balance!r}")
     mixture = Mixture(
-        str(data.get("name", path.stem)), path, find_tasks(train.get("tasks"), path, "train.tasks", files, limit),
-        dict(train.get("weights", {})), count(train.get("cap"), path, "train.cap"), rows, bool(train.get("balance", True)), splits, options,
+        name, path, find_tasks(train.get("tasks"), path, "train.tasks", files, limit),
+        weights, count(train.get("cap"), path, "train.cap"), rows, balance, splits, options,
         instruct_table(data["instruct"], path) if "instruct" in data else None, limit)
     if check:
         check_mixture(mixture)
@@ -112,10 +121,9 @@ def find_tasks(entries, path: Path, key: str, files: dict, limit: int | None = N
     tasks = []
     for entry in entries:
         pattern, _, name = entry.partition("#")
-        found = sorted(path.parent.glob(pattern)) if set(pattern) & set("*?") else [path.parent / pattern]
         chosen = []
-        for file in found:
-            file = file.resolve()
+        for file in find_files(path.parent, pattern):
+            file = Path(os.path.realpath(file))
             if file not in files:
                 files[file] = [replace(task, max_chars=min(limit, task.max_chars or limit)) if limit else task for task in load_tasks(file)]
             chosen += [task for task in files[file] if fnmatch.fnmatchcase(task.name, name or "*")]
@@ -151,6 +159,26 @@ def check_mixture(mixture: Mixture) -> None:
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(f"{mixture.path}: {'; '.join(problems[:3])}{more}")
+
+
+def near_duplicates(mixture: Mixture, conversations=()) -> dict[str, dict[str, int]]:
+    """split -> {"rows", "near_duplicates"}: test rows that differ from a training row in case, white space, punctuation and digits alone.
+
+    Equal ones are refused. "instruct" counts the conversations that are trained on and hold a test row in this sense, equal or not."""
+    trained = {bare(row.text) for task in mixture.train for row in task.rows if row.side == "train"}
+    tested = {split: [bare(row.text) for tasks in groups.values() for task in tasks for row in mixture.test_rows(task, split)]
+              for split, groups in mixture.splits.items()}
+    found = {split: {"rows": len(texts), "near_duplicates": sum(text in trained for text in texts)} for split, texts in tested.items()}
+    if conversations:
+        tested = {text for texts in tested.values() for text in texts}
+        held = sum(any(bare(message["content"]) in tested for message in talk.messages) for talk in conversations)
+        found["instruct"] = {"rows": len(conversations), "near_duplicates": held}
+    return found
+
+
+def bare(text: str) -> str:
+    """The letters of a text, its case and the forms of Unicode left aside."""
+    return " ".join(re.findall(r"[^\W\d_]+", unicodedata.normalize("NFKC", text).casefold()))
 
 
 def empty_classes(task: Task, side: str, rows: list[Row]) -> list[str]:

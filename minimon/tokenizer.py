@@ -16,14 +16,13 @@ from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
-import jinja2
-from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer as FastTokenizer
 
-from minimon.files import read_json, read_text, resolve
+from minimon.files import read_json, resolve
+from minimon.template import compile_template, eos_ids, find_template, one_line, special_tokens
 
 NONCE, NONCE_END, GAP, ANSWER = "\U0010ff00", "\U0010ff01", "\U0010ff02", "\U0010ff03"     # private use, as HELD + i is, which
+LONGEST = 1024                                 # characters of a control token; every ending of it is looked for
 HELD = 0x100000                                # stands for the i-th of the characters that control tokens begin with
 ROLES, FIELDS = ("system", "user", "assistant", "tool"), ("content", "name", "reasoning_content")
 
@@ -36,7 +35,10 @@ def load_tokenizer(path_or_hub_id, *, date: str | None = None) -> "Tokenizer":
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a tokenizer there, found none; only this format is read, save_pretrained writes it")
-    today = datetime.fromisoformat(date) if date else datetime.now()
+    try:
+        today = datetime.fromisoformat(date) if date else datetime.now()
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"date: expected one such as 2026-01-31, got {date!r}") from error
     return Tokenizer(path, *find_template(directory), today, special_tokens(directory), eos_ids(directory))
 
 
@@ -46,11 +48,14 @@ class Tokenizer:
     def __init__(self, path: Path, source: str, where: Path, date: datetime, special: dict[str, str], eos_ids: set[int]):
         data = read_json(path)
         try:
+            check_sizes(data)
             self.plain = FastTokenizer.from_file(str(path))                            # decodes; does not know what is control
             self.control = {token.content: i for i, token in self.plain.get_added_tokens_decoder().items()
                             if token.content and (token.special or token.content.replace("\u2581", " ").strip())}
             self.encoder = FastTokenizer.from_str(json.dumps(rename_control(data, self.control)))
-        except Exception as error:             # tokenizers raises no narrower one
+        except BaseException as error:         # tokenizers raises no narrower one than Exception, and panics beside it
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                raise
             raise ValueError(f"{path}: expected a tokenizer, got an error: {one_line(error)}; fetch the file again") from error
         unknown = data["model"].get("unk_id", self.plain.token_to_id(data["model"].get("unk_token") or ""))
         self.control_ids = set(self.control.values()) - {unknown}                      # any character may be an unknown one
@@ -223,6 +228,17 @@ def check_message(number: int, message: dict) -> dict:
     return message
 
 
+def check_sizes(data: dict) -> None:
+    """tokenizers cuts the prefix of a word's later pieces off without a look, and takes the process down where it is not there."""
+    if any(len(token["content"]) > LONGEST for token in data.get("added_tokens", [])):
+        raise ValueError(f"an added token of more than {LONGEST} characters")
+    model = data["model"]
+    prefix = model.get("continuing_subword_prefix") or ""
+    pairs = [merge.split(" ", 1) if isinstance(merge, str) else merge for merge in model.get("merges") or ()]
+    if not all(pair[1].startswith(prefix) for pair in pairs):
+        raise ValueError(f"continuing_subword_prefix {prefix[:20]!r} is not in the merges")
+
+
 def rename_control(data: dict, control: dict[str, int]) -> dict:
     """tokenizer.json in which every control token is spelled as its nonce, in the vocabulary too; ids stay."""
     def rename(text):
@@ -240,78 +256,3 @@ def rename_control(data: dict, control: dict[str, int]) -> dict:
         model["merges"] = [[a, b] for a, b in pairs if not {a, b, a + b} & control.keys()]
     tokens = [{**token, "content": rename(token["content"])} for token in data.get("added_tokens", [])]
     return {**data, "added_tokens": tokens, "model": model, "truncation": None, "padding": None}    # neither cut nor padded
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def read_optional(path: Path) -> dict:
-    """The file's object; an empty one if there is no file."""
-    return read_json(path) if path.is_file() else {}
-
-
-def find_template(directory: Path) -> tuple[str, Path]:
-    """The default chat template and where it is, from the places transformers looks in, in that order."""
-    path, folder = directory / "chat_template.jinja", directory / "additional_chat_templates"
-    if path.is_file():
-        return read_text(path), path
-    path, template = folder, {file.stem: read_text(file) for file in sorted(folder.glob("*.jinja"))}
-    for name in ("tokenizer_config.json", "chat_template.json"):
-        if not template:
-            path, template = directory / name, read_optional(directory / name).get("chat_template")
-    if isinstance(template, list):
-        template = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-    if isinstance(template, dict):
-        template = template.get("default")
-    if not isinstance(template, str):
-        raise ValueError(f"{path}: expected a default chat template there or in chat_template.jinja, found none; "
-                         "use an instruction-tuned checkpoint")
-    return template, path
-
-
-def special_tokens(directory: Path) -> dict[str, str]:
-    """eos_token and the like: what a template may write by name."""
-    config = read_optional(directory / "tokenizer_config.json")
-    if "added_tokens_decoder" not in config:   # a checkpoint of the older kind
-        config = {**config, **read_optional(directory / "special_tokens_map.json")}
-    texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in config.items() if key.endswith("_token")}
-    return {key: text for key, text in texts.items() if isinstance(text, str) and text}
-
-
-def eos_ids(directory: Path) -> set[int]:
-    """Ids that end generation, from generation_config.json, else from config.json."""
-    for path in (directory / "generation_config.json", directory / "config.json"):
-        ids = read_optional(path).get("eos_token_id")
-        ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
-        if not all(type(i) is int for i in ids):
-            raise ValueError(f"{path}: eos_token_id: expected an integer or a list of them, got {ids!r}")
-        if ids:
-            return set(ids)
-    return set()
-
-
-class GenerationTag(Extension):
-    """{% generation %} ... {% endgeneration %}: the body, as it is."""
-    tags = {"generation"}
-
-    def parse(self, parser):
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def compile_template(source: str, path: Path, date: datetime) -> jinja2.Template:
-    """In the environment that transformers gives a template."""
-    def raise_exception(message):
-        raise jinja2.TemplateError(message)
-
-    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols])
-    environment.filters["tojson"] = tojson
-    environment.globals.update(raise_exception=raise_exception, strftime_now=date.strftime)
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateSyntaxError as error:
-        raise ValueError(f"{path}: line {error.lineno}: expected a chat template, got an error: {one_line(error)}") from error

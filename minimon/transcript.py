@@ -37,7 +37,10 @@ def text_of(record: dict, text: str, where: str, max_chars: int | None = None, r
     def shown(name):
         value = lookup(record, name, where)
         if isinstance(value, list):
-            return transcript(value, f"{where}, {name}", reasoning)
+            try:
+                return transcript(value, f"{where}, {name}", reasoning)
+            except RecursionError:
+                raise ValueError(f"{where}, {name}: expected turns, got lists that are nested too deeply") from None
         if not isinstance(value, str):
             raise ValueError(f"{where}: expected text in field {name!r}, got {type(value).__name__}")
         return value

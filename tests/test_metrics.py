@@ -1,12 +1,15 @@
 """Metrics against their definitions, written out; intervals against what they must do."""
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from minimon import metrics
-from minimon.metrics import Scores, auroc, brier, ece, inter_task_generalization, intervals, performance, ranks, tpr_at_fpr
+from minimon.metrics import Scores, auroc, brier, ece, inter_task_generalization, intervals, measures, performance, ranks, tpr_at_fpr
+from minimon.report import build_report, table, verdict_line, write_report
 
 
 def random_scores(n=60, seed=0, decimals=None):
@@ -136,3 +139,66 @@ def test_a_class_lost_in_a_draw_leaves_no_nan():
     t = task("t", n=4)
     bounds = intervals([t])["auroc"]["adapter"]
     assert bounds is not None and all(math.isfinite(bound) for bound in bounds)
+
+
+# ---- against scikit-learn, and where there is no number --------------------------------------------------------------------------
+
+
+GOLDEN = json.loads((Path(__file__).parent / "golden" / "metrics.json").read_text())
+
+
+def one_task(p, y):
+    P = np.stack([p, 1 - p], axis=1)
+    return Scores("t", "d", np.where(y, 0, 1), np.array([f"row {i}" for i in range(len(p))], dtype=object), P, P)
+
+
+@pytest.mark.parametrize("case", GOLDEN["cases"], ids=lambda case: case["case"])
+def test_metrics_are_those_of_scikit_learn(case):
+    p, y = np.array(case["p"]), np.array(case["y"], dtype=bool)
+    found = measures(one_task(p, y), "base")
+    assert found["auroc"] == (None if case["auroc"] is None else pytest.approx(case["auroc"], abs=1e-12))
+    assert found["brier"] == pytest.approx(case["brier"], abs=1e-12)
+    if case["ece"] is not None:                # of one class scikit-learn refuses to give it
+        assert found["ece"] == pytest.approx(case["ece"], abs=1e-12)
+    if case["performance"] is not None:
+        assert found["performance"] == pytest.approx(case["performance"], abs=1e-12)
+    enough = (~y).sum() >= metrics.FEWEST_NEGATIVES
+    assert found["tpr_at_1pct_fpr"] == (pytest.approx(case["tpr_at_1pct_fpr"], abs=1e-12) if enough else None)
+
+
+def test_a_rate_of_the_negatives_is_exact_whatever_their_number():
+    assert all(int(rate * n / 1000 + 1e-9) == rate * n // 1000 for n in range(100, 20_000, 100) for rate in (5, 10, 20, 29, 50, 100, 200))
+
+
+@pytest.mark.parametrize("p, y, why", [
+    ([0.3] * 4, [1, 0, 1, 0], {"auroc": "all scores are equal"}), ([0.5] * 4, [1, 0, 1, 0], {"performance": "4 rows with a tie"}),
+    ([0.1, 0.9], [1, 1], {"auroc": "no negative rows"}), ([0.1, 0.9], [0, 0], {"auroc": "no positive rows", "tpr_at_1pct_fpr": "0 positives"}),
+    ([], [], {"auroc": "no rows", "performance": "no rows", "brier": "no rows", "ece": "no rows"}),
+    ([0.2] * 150, [1] + [0] * 149, {"auroc": "all scores are equal"})])
+def test_a_number_that_is_none_or_a_convention_says_why(p, y, why):
+    found = measures(one_task(np.array(p, dtype=float), np.array(y, dtype=bool)), "adapter")
+    assert all(found["undefined"][key].startswith(words) for key, words in why.items())
+    for key in ("performance", "auroc", "tpr_at_1pct_fpr", "brier", "ece"):
+        assert found[key] is not None or key in found["undefined"]
+    assert len(y) != 150 or "tpr_at_1pct_fpr" not in found["undefined"]
+
+
+def test_a_report_over_one_class_or_no_rows_at_all_has_nulls_and_no_verdict(tmp_path):
+    one = one_task(np.array([0.2, 0.7, 0.9]), np.array([True] * 3))
+    none = one_task(np.zeros(0), np.zeros(0, dtype=bool))
+    for tasks in ([one], [none], [one, none], [none, none], [task("t"), one, none]):
+        scores = {"new_domain": {"": tasks}, "trained": {"far": tasks, "adjacent": tasks}}
+        report = build_report(scores, model="m", adapter="a", seed=0, epsilon=0.5, run={})
+        write_report(report, tmp_path, scores)
+        written = json.loads((tmp_path / "report.json").read_text())
+        assert ("inter_task" in written) == any(len(task.labels) for task in tasks)
+        mean = written["splits"]["new_domain"]["mean"]["adapter"]
+        assert (mean["auroc"] is None) == (len(tasks) < 3) and (mean["performance"] is None) == ("inter_task" not in written)
+        assert "AUROC is not defined for" in table(written)
+        assert verdict_line(written)
+
+
+@pytest.mark.parametrize("P", [[[float("nan"), 0.5]], [[1.5, -0.5]], [[0.5, 0.5], [0.5, 0.5]], [0.5], [[0.5]]])
+def test_scores_that_are_no_probabilities_are_refused_by_task(P):
+    with pytest.raises(ValueError, match="task 't': expected P of each label in"):
+        Scores("t", "d", np.array([1]), np.array(["x"]), np.array(P), np.array(P))

@@ -135,7 +135,8 @@ def test_a_run_stopped_while_it_labels_goes_on(talking, tmp_path, monkeypatch):
 
 def test_self_labels_are_trained_on_and_gold_ones_only_tell_how_good_they_are(talking, tmp_path):
     assert train.main(settings(talking, tmp_path / "x", labels="self")) == 0
-    labels, small = load_labels(tmp_path / "x/labels.jsonl"), load_mixture(talking)
+    small = load_mixture(talking)
+    labels = load_labels(tmp_path / "x/labels.jsonl", small, 0)
     assert len(labels) == 4 * len(small.train) and report(tmp_path / "x")["labels"] == label_quality(labels, small)
     rows = labelled_rows(small, 0, labels)
     given = {(label["task"], label["where"]): label["label"] for label in labels}

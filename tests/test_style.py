@@ -13,13 +13,15 @@ PACKAGE = sorted((ROOT / "minimon").glob("*.py"))
 SCRIPTS = [ROOT / "train.py", ROOT / "eval.py"]
 RUNTIME = {"torch", "tokenizers", "safetensors", "numpy", "jinja2", "huggingface_hub", "tqdm", "matplotlib"}
 IMPORTS = {                                    # module: what of minimon it may import
-    "files": set(), "rope": set(), "loss": set(), "metrics": set(), "distributed": set(), "cli": {"distributed"}, "logs": set(), "study_figures": set(), "__init__": set(),
-    "config": {"rope"}, "tokenizer": {"files"}, "lora": {"files"}, "state": {"distributed", "files"}, "known": {"files"}, "instruct": {"files", "loss"},
+    "files": set(), "ops": set(), "rope": {"ops"}, "loss": set(), "metrics": set(), "distributed": set(), "cli": {"distributed"},
+    "logs": {"files"}, "study_figures": set(), "__init__": set(), "config": {"files", "rope"}, "template": {"files"},
+    "tokenizer": {"files", "template"}, "lora": {"files", "ops"}, "state": {"distributed", "files"}, "known": {"files"},
+    "instruct": {"files", "loss"}, "provenance": {"files", "records", "tasks"},
     "records": {"files", "logs"}, "transcript": {"records"}, "task": {"files", "records", "transcript"}, "tasks": {"files", "instruct", "task"},
-    "model": {"config", "rope"}, "checkpoint": {"config", "model", "files"}, "batch": {"instruct", "tasks", "tokenizer"},
+    "model": {"config", "ops", "rope"}, "checkpoint": {"config", "model", "files"}, "batch": {"instruct", "tasks", "tokenizer"},
     "generate": {"batch", "model"}, "memory": {"batch"}, "plan": {"batch", "cli", "distributed", "instruct", "tasks"},
     "evaluate": {"batch", "distributed", "generate", "lora", "memory", "metrics", "model", "tasks", "tokenizer"},
-    "elicit": {"evaluate", "files", "metrics", "tasks"}, "calibrate": {"files", "metrics"},
+    "attack": {"evaluate", "lora", "metrics", "tasks"}, "elicit": {"evaluate", "files", "metrics", "tasks"}, "calibrate": {"files", "metrics"},
     "scoring": {"calibrate", "distributed", "evaluate", "files", "logs", "records", "tasks", "transcript"}, "figure": {"metrics"},
     "report": {"figure", "files", "metrics"}, "baselines": {"batch", "evaluate", "metrics", "tasks"}, "findings": {"metrics"},
     "study_results": {"baselines", "findings", "metrics"},

@@ -89,7 +89,7 @@ def test_a_run_leaves_an_adapter_its_settings_a_log_and_a_report(run):
 
 def test_the_report_holds_every_number_it_promises(run):
     whole = report(run)
-    assert {"model", "adapter", "seed", "epsilon", "splits", "inter_task", "intra_task"} == set(whole)
+    assert {"model", "adapter", "seed", "epsilon", "splits", "inter_task", "intra_task", "leakage"} == set(whole)
     assert list(whole["splits"]) == ["trained", "new_domain", "new_prompt"]
     assert set(whole["splits"]["new_domain"]["groups"]) == {"adjacent", "far"}
     for split in whole["splits"].values():

@@ -1,0 +1,91 @@
+"""Four steps of a block with their gradients written out: fewer passes over memory than autograd makes of them, the same values.
+
+Forward they round as the formulas beside them do in PyTorch, so logits stay equal to transformers' to the bit. n stands for any
+leading dimensions.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import Function, once_differentiable
+
+
+class LoRAProduct(Function):
+    """x (n, in) -> W x + b + scaling B A x (n, out), W (out, in) frozen, A (R, in) and B (out, R) in fp32 whatever W's dtype.
+
+    dA = scaling B' dy x',  dB = scaling dy (A x)',  dx = W' dy + scaling A' B' dy."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float) -> Tensor:
+        low = x.float() @ A.T                                                          # (n, R)
+        ctx.save_for_backward(x, low, weight, A, B)
+        ctx.scaling = scaling
+        y = F.linear(x, weight, bias)
+        return (low @ B.T).mul_(scaling).add_(y).to(y.dtype)                           # added in fp32, rounded once
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        x, low, weight, A, B = ctx.saved_tensors
+        shape = x.shape
+        x, low, dy = (a.reshape(-1, a.shape[-1]) for a in (x, low, dy))
+        dlow = (dy.float() @ B).mul_(ctx.scaling)                                      # (n, R)
+        dx = None
+        if ctx.needs_input_grad[0]:
+            dx = dy @ weight
+            dx = (dx.addmm_(dlow, A) if dx.dtype == A.dtype else dx.add_(dlow @ A)).view(shape)
+        return dx, None, None, dlow.T @ x.float(), (dy.float().T @ low).mul_(ctx.scaling), None
+
+
+class Normalize(Function):
+    """x (n, C) -> x r, r = 1 / sqrt(mean(x^2) + eps), in fp32.    dx = r (dy - y mean(dy y))."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, eps: float) -> Tensor:
+        r = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True).add_(eps))             # (n, 1)
+        ctx.save_for_backward(x, r)
+        return x.float() * r
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        x, r = ctx.saved_tensors
+        y = x.float() * r
+        return (dy - y.mul_((dy * y).mean(-1, keepdim=True))).mul_(r).to(x.dtype), None
+
+
+class Rotate(Function):
+    """x (n, d), cos and sin broadcastable to it, each of two equal halves -> x cos + (-x2, x1) sin; its transpose turns back."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return turn(x, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        cos, sin = ctx.saved_tensors
+        return turn(dy, cos, -sin), None, None
+
+
+def turn(x, cos, sin):
+    half, y = x.shape[-1] // 2, x * cos
+    y[..., :half] -= x[..., half:] * sin[..., :half]
+    y[..., half:] += x[..., :half] * sin[..., half:]
+    return y
+
+
+class GatedSiLU(Function):
+    """gate, up (n, F) -> silu(gate) up."""
+
+    @staticmethod
+    def forward(ctx, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return F.silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy):
+        gate, up = ctx.saved_tensors
+        return torch.ops.aten.silu_backward(dy * up, gate), F.silu(gate).mul_(dy)

@@ -1,0 +1,86 @@
+"""A checkpoint's chat template and what it may write by name: where they lie, and the environment that a template is rendered in."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+
+import jinja2
+from jinja2.ext import Extension, loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from minimon.files import read_json, read_text
+
+
+def find_template(directory: Path) -> tuple[str, Path]:
+    """The default chat template and where it is, from the places transformers looks in, in that order."""
+    path, folder = directory / "chat_template.jinja", directory / "additional_chat_templates"
+    if path.is_file():
+        return read_text(path), path
+    path, template = folder, {file.stem: read_text(file) for file in sorted(folder.glob("*.jinja"))}
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        if not template:
+            path, template = directory / name, read_optional(directory / name).get("chat_template")
+    if isinstance(template, list):
+        template = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+    if isinstance(template, dict):
+        template = template.get("default")
+    if not isinstance(template, str):
+        raise ValueError(f"{path}: expected a default chat template there or in chat_template.jinja, found none; "
+                         "use an instruction-tuned checkpoint")
+    return template, path
+
+
+def special_tokens(directory: Path) -> dict[str, str]:
+    """eos_token and the like: what a template may write by name."""
+    config = read_optional(directory / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:   # a checkpoint of the older kind
+        config = {**config, **read_optional(directory / "special_tokens_map.json")}
+    texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in config.items() if key.endswith("_token")}
+    return {key: text for key, text in texts.items() if isinstance(text, str) and text}
+
+
+def eos_ids(directory: Path) -> set[int]:
+    """Ids that end generation, from generation_config.json, else from config.json."""
+    for path in (directory / "generation_config.json", directory / "config.json"):
+        ids = read_optional(path).get("eos_token_id")
+        ids = ids if isinstance(ids, list) else [] if ids is None else [ids]
+        if not all(type(i) is int for i in ids):
+            raise ValueError(f"{path}: eos_token_id: expected an integer or a list of them, got {ids!r}")
+        if ids:
+            return set(ids)
+    return set()
+
+
+class GenerationTag(Extension):
+    """{% generation %} ... {% endgeneration %}: the body, as it is."""
+    tags = {"generation"}
+
+    def parse(self, parser):
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def compile_template(source: str, path: Path, date: datetime) -> jinja2.Template:
+    """In the environment that transformers gives a template."""
+    def raise_exception(message):
+        raise jinja2.TemplateError(message)
+
+    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols])
+    environment.filters["tojson"] = tojson
+    environment.globals.update(raise_exception=raise_exception, strftime_now=date.strftime)
+    try:
+        return environment.from_string(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(f"{path}: line {error.lineno}: expected a chat template, got an error: {one_line(error)}") from error
+
+
+def read_optional(path: Path) -> dict:
+    """The file's object; an empty one if there is no file."""
+    return read_json(path) if path.is_file() else {}
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
