@@ -129,7 +129,8 @@ def run_settings(settings: Settings) -> dict:
 
 def check_run(run: dict, path: Path) -> None:
     """What is taken from settings.json, or from the command line in its place."""
-    kinds = {"model": str, "mixture": str, "date": str, "instruct": str, "seed": int, "batch_tokens": int, "epsilon": float}
+    kinds = {"model": str, "mixture": str, "date": str, "instruct": str, "seed": int, "epsilon": float, "batch_tokens": int,
+             "max_tokens": int}
     bad = [f"{key} = {run[key]!r}" for key, kind in kinds.items() if run.get(key) is not None and type(run[key]) is not kind]
     bad += [f"{key} = {run[key]!r}" for key in ("seed", "epsilon", "date") if run[key] is None]
     if bad or not 0 <= run["epsilon"] <= 1 or (run["batch_tokens"] or 1) < 1:

@@ -41,7 +41,7 @@ def test_a_long_text_keeps_head_and_tail_and_says_how_much_is_left_out(base, pos
     text = tokenizer.decode(ids)
     head, mark, tail = text.partition(f"\n[... {left_out} tokens left out ...]\n")
     assert limit - 12 <= len(ids) <= limit < len(whole) and mark and TASK.prompt in text
-    assert head.split("word0", 1)[1].split() == LONG.split("word0", 1)[1].split()[:len(head.split("word0", 1)[1].split())] or limit < 120
+    assert LONG.startswith(head[head.index("word0"):])
     assert len(whole) - left_out <= limit and "�" not in text
     rest = tail.split(TASK.prompt)[0] if position == "after" else tail
     assert LONG.endswith(rest[:rest.rindex(",") + 1])
