@@ -24,7 +24,8 @@ from minimon.attack import attacked_rows, attacks, measure_attacks
 from minimon.calibrate import calibrate, find_calibration, save_calibration
 from minimon.checkpoint import load_model, save_model
 from minimon.cli import check_device, one_line_errors, parse, setting, shipped
-from minimon.evaluate import evaluate, evaluation_rows, score
+from minimon.distributed import from_first, rank, shard, size, start
+from minimon.evaluate import evaluate, evaluation_rows, limit_rows, read
 from minimon.files import read_json, resolve, sha256
 from minimon.instruct import load_conversations
 from minimon.lora import load_adapter, merge_lora
@@ -53,23 +54,28 @@ class Settings:
     any_base: bool = setting(False, "take an adapter that was trained on another base")
     merge_to: str | None = setting(None, "directory for the base with the adapter merged into it")
     batch_tokens: int | None = setting(None, "tokens of a forward pass; the run's own if not given")
+    max_tokens: int | None = setting(None, "of a row, or its text loses its middle; the run's own if not given")
     device: str = setting("cpu", "cpu, cuda or cuda:N")
     dtype: str | None = setting(None, "of the base: float32 or bfloat16; bfloat16 on cuda if not given", ("float32", "bfloat16"))
+    shard: bool = setting(False, "with torchrun: spread the base over the processes, for one that a device cannot hold")
 
 
 def main(settings: Settings) -> int:
     run = run_settings(settings)
-    base = resolve(shipped(run["model"]))
-    made = provenance(sys.argv, base)
+    device, base = start(settings.device), resolve(shipped(run["model"]))
+    made = from_first(lambda: provenance(sys.argv, base))
     if not settings.any_base:
         check_same(settings.adapter, made, ["base"], "name that base with --model, or give --any-base")
-    model = load_model(base, dtype=getattr(torch, settings.dtype) if settings.dtype else None, device=settings.device)
+    model = load_model(base, dtype=getattr(torch, settings.dtype) if settings.dtype else None, device="cpu" if settings.shard else device)
+    if settings.shard:
+        shard(model, device)
     load_adapter(model, settings.adapter)
     if settings.merge_to:
         save_model(merge_lora(model), settings.merge_to, like=base)
         print(f"merged checkpoint in {settings.merge_to}")
         return 0
     tokenizer = load_tokenizer(base, date=run["date"])
+    limit_rows(tokenizer, model, run["max_tokens"])
     if settings.calibrate:
         return pick_threshold(settings, run, model, tokenizer)
     if settings.score:
@@ -77,9 +83,12 @@ def main(settings: Settings) -> int:
 
     mixture, started = load_mixture(shipped(run["mixture"])), time.time()
     with progress("evaluate", evaluation_rows(mixture, tokenizer)) as bar:
-        scores = evaluate(model, tokenizer, mixture, batch_tokens=run["batch_tokens"], on_rows=bar.update)
+        scores = evaluate(model, tokenizer, mixture, batch_tokens=run["batch_tokens"], on_rows=counter(bar, settings))
     moved = attacked(model, tokenizer, mixture, run["batch_tokens"]) if settings.attack else None
+    if rank():
+        return 0
     about = {**made, "data": data_files(mixture), "directory": settings.adapter, "date": run["date"], "device": settings.device,
+             "processes": size(),
              "evaluate_seconds": round(time.time() - started, 1)}
     report = build_report(scores, model=run["model"], adapter=adapter_hash(settings), seed=run["seed"], epsilon=run["epsilon"],
                           run=about, leakage=near_duplicates(mixture, conversations(run, mixture)), attacks=moved)
@@ -99,12 +108,17 @@ def run_settings(settings: Settings) -> dict:
         raise ValueError("--score and --task: expected both, a file of transcripts and the task to ask of them; got one")
     if sum(map(bool, (settings.score, settings.calibrate, settings.merge_to))) > 1:
         raise ValueError("--score, --calibrate and --merge-to: expected one of them, got more")
+    if settings.merge_to and (settings.shard or int(os.environ.get("WORLD_SIZE", 1)) > 1):
+        raise ValueError("--merge-to: expected one process and no --shard, got more; start it without torchrun")
+    if settings.score == "-" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("--score -: expected one process, got several, and standard input is one; give a file")
     if settings.threshold is not None and not 0 <= settings.threshold <= 1:
         raise ValueError(f"--threshold: expected a number in [0, 1], got {settings.threshold}")
     path = Path(settings.adapter) / "settings.json"
-    run = {"seed": 0, "epsilon": 0.75, "batch_tokens": None, "date": date.today().isoformat()}
+    run = {"seed": 0, "epsilon": 0.75, "batch_tokens": None, "max_tokens": None, "date": date.today().isoformat()}
     run |= read_json(path) if path.is_file() else {}
-    run |= {key: value for key in ("model", "mixture", "epsilon", "batch_tokens") if (value := getattr(settings, key)) is not None}
+    keys = ("model", "mixture", "epsilon", "batch_tokens", "max_tokens")
+    run |= {key: value for key in keys if (value := getattr(settings, key)) is not None}
     check_run(run, path)
     if not run.get("model"):
         raise ValueError(f"--model: expected one, since {settings.adapter} has no settings.json that names the base")
@@ -115,7 +129,8 @@ def run_settings(settings: Settings) -> dict:
 
 def check_run(run: dict, path: Path) -> None:
     """What is taken from settings.json, or from the command line in its place."""
-    kinds = {"model": str, "mixture": str, "date": str, "instruct": str, "seed": int, "batch_tokens": int, "epsilon": float}
+    kinds = {"model": str, "mixture": str, "date": str, "instruct": str, "seed": int, "epsilon": float, "batch_tokens": int,
+             "max_tokens": int}
     bad = [f"{key} = {run[key]!r}" for key, kind in kinds.items() if run.get(key) is not None and type(run[key]) is not kind]
     bad += [f"{key} = {run[key]!r}" for key in ("seed", "epsilon", "date") if run[key] is None]
     if bad or not 0 <= run["epsilon"] <= 1 or (run["batch_tokens"] or 1) < 1:
@@ -152,13 +167,14 @@ def pick_threshold(settings: Settings, run: dict, model, tokenizer) -> int:
     side = "validation" if any(row.side == "validation" for row in task.rows) else "test"
     rows = [row for row in task.rows if row.side == side]
     with progress("calibrate", len(rows)) as bar:
-        scores = score(model, tokenizer, task, rows, batch_tokens=run["batch_tokens"], on_rows=bar.update).numpy()
+        reading = read(model, tokenizer, task, rows, batch_tokens=run["batch_tokens"], on_rows=bar.update)
     try:
-        found = calibrate(scores, np.array([row.label for row in rows]), np.array([row.text for row in rows], dtype=object),
+        found = calibrate(reading.P.numpy(), np.array([row.label for row in rows]), np.array([row.text for row in rows], dtype=object),
                           fpr=settings.fpr, fit=settings.temperature)
     except ValueError as error:
         raise ValueError(f"{settings.calibrate}: {side} rows: {error}") from error
-    path = save_calibration(settings.adapter, task, {"adapter": adapter_hash(settings), "model": run["model"], "rows": side, **found})
+    about = {"adapter": adapter_hash(settings), "model": run["model"], "rows": side, "rows_cut": int((reading.left_out > 0).sum()), **found}
+    path = from_first(lambda: save_calibration(settings.adapter, task, about))
     low, high = found["threshold_ci95"]
     print(f"{task.name}: {next(iter(task.labels))} where P > {found['threshold']:.6g} [{low:.6g}, {high:.6g}], picked on "
           f"{found['negatives']} negatives and {found['positives']} positives ({side} rows); temperature {found['temperature']:g}\n"
@@ -172,23 +188,20 @@ def score_file(settings: Settings, model, tokenizer, batch_tokens: int | None) -
     task = named_task(settings.task)
     calibration = find_calibration(settings.adapter, task, adapter_hash(settings)) if settings.threshold is None else None
     threshold, temperature = (calibration["threshold"], calibration["temperature"]) if calibration else (settings.threshold, 1.0)
-    if threshold is None:
+    if threshold is None and rank() == 0:
         sys.stderr.write(f"no threshold for task {task.name!r} beside the adapter: decision is null; pick one with --calibrate or "
                          "--threshold\n")
     out = Path(settings.out) if settings.out else None
     part = out and Path(f"{out}.part")
-    if out and out.exists():
+    if out and from_first(out.exists):
         if not settings.resume:
             raise ValueError(f"{out}: holds scores; name another --out, or remove it")
         sys.stderr.write(f"{out}: these scores are finished\n")
         return 0
-    if part and part.exists() and not settings.resume:
-        raise ValueError(f"{part}: holds scores that are not finished; give --resume to go on, or remove it")
-    count, size, last = whole_lines(part) if part and part.exists() else (0, 0, None)
+    count, last = from_first(lambda: resume_after(part, settings)) if part else (0, None)
     found = after(items(settings.score, task), part, count) if count else items(settings.score, task)
-    if count:
-        os.truncate(part, size)
-    with open(part, "a" if count else "w", encoding="utf-8") if part else nullcontext(sys.stdout) as stream, \
+    mine = part and (part if rank() == 0 else os.devnull)
+    with open(mine, "a" if count else "w", encoding="utf-8") if part else nullcontext(sys.stdout) as stream, \
             progress("score", count_lines(settings.score), count) as bar:
         for lines in score_items(model, tokenizer, task, found, threshold=threshold, temperature=temperature, batch_tokens=batch_tokens):
             if last:
@@ -198,13 +211,31 @@ def score_file(settings: Settings, model, tokenizer, batch_tokens: int | None) -
             stream.flush()
             bar.update(len(lines))
     if out:
-        os.replace(part, out)
+        from_first(lambda: os.replace(part, out))
     return 0
+
+
+def resume_after(part: Path, settings: Settings) -> tuple[int, dict | None]:
+    """(lines that are scored, the last of them); what is cut off after them goes."""
+    if not part.exists():
+        return 0, None
+    if not settings.resume:
+        raise ValueError(f"{part}: holds scores that are not finished; give --resume to go on, or remove it")
+    count, length, last = whole_lines(part)
+    os.truncate(part, length)
+    return count, last
+
+
+def counter(bar, settings: Settings):
+    """on_rows: counts, for the other processes as well."""
+    processes = 1 if settings.shard else size()
+    return lambda count: bar.update(min(count * processes, bar.total - bar.n))
 
 
 def progress(name: str, total: int | None, initial: int = 0):
     """On stderr: standard output is for what is piped on."""
-    return tqdm(desc=name, total=total, initial=initial, unit="row", ncols=min(100, shutil.get_terminal_size().columns), mininterval=0.5)
+    return tqdm(desc=name, total=total, initial=initial, unit="row", ncols=min(100, shutil.get_terminal_size().columns), mininterval=0.5,
+                disable=rank() > 0)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python train.py                                          # the shipped mixture on the shipped base
     python train.py --model Qwen/Qwen3-0.6B --device cuda    # a real checkpoint
+    torchrun --nproc-per-node 8 train.py --device cuda ...   # on several devices: the same steps, their groups dealt out
 
 B rows of a step, in groups of one task that share their prompt; with --instruct, groups of conversations among or after them. A run
 directory holds the adapter (PEFT's format), settings.json, log.jsonl, scores.jsonl, report.json and report.md, and until it is
@@ -10,31 +11,34 @@ finished the state that --resume goes on from.
 
 import json
 import math
+import os
 import shutil
 import signal
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from minimon.batch import encode_row, make_batch, training_order
+from minimon.batch import fit_row, make_batch, row_limit
 from minimon.checkpoint import load_model
-from minimon.cli import check_device, one_line_errors, parse, peak_memory_gb, setting, shipped, stop_signals
-from minimon.elicit import label_quality, labelled_rows, load_labels, save_labels, self_labels, unlabelled_rows
-from minimon.evaluate import evaluate, evaluation_rows, rope_switch
+from minimon.cli import one_line_errors, parse, peak_memory_gb, setting, shipped, stop_signals
+from minimon.distributed import copy_from_first, from_first, rank, shard, size, start, sum_gradients
+from minimon.elicit import label_quality, labelled_rows, load_labels, save_labels, self_labels, thought_tokens, unlabelled_rows
+from minimon.evaluate import evaluate, evaluation_rows, limit_rows, rope_switch
 from minimon.files import resolve, sha256
-from minimon.instruct import SCHEDULES, conversation_loss, load_conversations
+from minimon.instruct import SCHEDULES, conversation_loss, refuse_long
 from minimon.known import Known
 from minimon.lora import add_lora, adapter_tensors, enable_lora, load_adapter, save_adapter
 from minimon.loss import label_token_loss, vocab_token_loss
+from minimon.plan import PARTS, check_settings, halved, instruction_plan, share_of, training_steps
 from minimon.provenance import check_same, provenance
 from minimon.report import build_report, table, verdict_line, write_report
 from minimon.state import find_run, load_state, save_state, start_run
-from minimon.tasks import DECODING, load_mixture, near_duplicates
+from minimon.tasks import load_mixture, near_duplicates
 from minimon.tokenizer import load_tokenizer
 
 
@@ -46,6 +50,7 @@ class Settings:
     batch_size: int = setting(24, "rows of a step")
     group_size: int = setting(8, "rows of one task that go through the model together")
     batch_tokens: int | None = setting(None, "tokens of a forward pass in evaluation; 1024 on a CPU, 65536 on cuda if not given")
+    max_tokens: int | None = setting(None, "of a row, or its text loses its middle; the base's max_position_embeddings if not given")
     seed: int = setting(0, "fixes the adapter's start, the rows and their order")
     date: str | None = setting(None, "what a chat template is told is today, as 2026-01-31; today if not given")
     instruct: str | None = setting(None, "instruction-following training; the mixture's schedule if not given", SCHEDULES)
@@ -61,6 +66,7 @@ class Settings:
     lora_alpha: float = setting(16.0, "the adapter is scaled by lora_alpha / r")
     loss: str = setting("vocab", "cross-entropy of the answer over the vocabulary or over the labels", ("vocab", "label"))
     gradient_checkpointing: bool = setting(False, "recompute activations in the backward pass: less memory, more time")
+    shard: bool = setting(False, "with torchrun: spread the base over the processes, for one that a device cannot hold")
     # optimizer
     steps: int = setting(400, "optimizer steps")
     lr: float = setting(3e-3, "peak learning rate")
@@ -80,46 +86,52 @@ class Settings:
 
 def main(settings: Settings) -> int:
     check_settings(settings)
+    device = start(settings.device)
     mixture = load_mixture(shipped(settings.mixture))
     phases, conversations = instruction_plan(settings, mixture)
     out = Path(settings.out or f"runs/{mixture.name}-seed{settings.seed}")
-    saved = find_run(out, asdict(settings))
-    if saved and (out / "report.json").exists():
+    saved, finished, today = from_first(lambda: (find_run(out, asdict(settings)), (out / "report.json").exists(), date.today().isoformat()))
+    if saved and finished:
         print(f"{out}: this run is finished; its report is in report.md")
         return 0
-    made = provenance(sys.argv, resolve(shipped(settings.model)), mixture,
-                      settings.init_adapter and f"{settings.init_adapter}/adapter_model.safetensors")
+    made = from_first(lambda: provenance(sys.argv, resolve(shipped(settings.model)), mixture,
+                                         settings.init_adapter and f"{settings.init_adapter}/adapter_model.safetensors"))
     if saved:
         check_same(out, made, ("base", "data"), "name another --out, or give --overwrite to start again")
-    day = (saved or {}).get("date") or settings.date or date.today().isoformat()
+    day = (saved or {}).get("date") or settings.date or today
     tokenizer = load_tokenizer(shipped(settings.model), date=day)
-    for task in all_tasks(mixture):
+    for task in mixture.all_tasks():
         label_ids(tokenizer, task)             # refused before anything is trained; an evaluation task may share a training task's name
     labels = {task.name: label_ids(tokenizer, task) for task in mixture.train}
 
     torch.manual_seed(settings.seed)
     dtype = getattr(torch, settings.dtype) if settings.dtype else None
-    model = load_model(shipped(settings.model), dtype=dtype, device=settings.device)
+    model = load_model(shipped(settings.model), dtype=dtype, device="cpu" if settings.shard else device)
+    if settings.shard:
+        shard(model, device)
+    limit_rows(tokenizer, model, settings.max_tokens)
+    refuse_long(tokenizer, conversations, row_limit(tokenizer))
     model.gradient_checkpointing = settings.gradient_checkpointing
-    step = start_run(out, asdict(settings), day, made) if not saved else None
+    step = None if saved else from_first(lambda: start_run(out, asdict(settings), day, made))
     started, stopped = time.time(), stop_signals()
     rows, label_report = training_rows(settings, mixture, model, tokenizer, out, stopped)
     if stopped:
-        return interrupted(stopped[0], out)
+        return interrupted(stopped, out)
     start_adapter(model, settings)
     adapter = adapter_tensors(model)
+    copy_from_first(adapter.values())
     optimizer = torch.optim.AdamW(adapter.values(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-    order, rates = [], []
-    for steps, lr, fraction in phases:
-        order += training_order(mixture, rows, conversations, settings.seed, steps, settings.batch_size, settings.group_size, fraction)
-        rates += [lr * lr_factor(i, steps, settings) for i in range(steps)]
+    plan = training_steps(settings, mixture, rows, phases, conversations)
     step = load_state(out, adapter, optimizer) if saved else step
     print(f"{settings.model}: {sum(p.numel() for p in model.model.parameters() if not p.requires_grad):,} frozen parameters, "
           f"{sum(p.numel() for p in adapter.values()):,} in the adapter; {len(mixture.train)} training tasks; writing to {out}")
 
-    with open(out / "log.jsonl", "a", encoding="utf-8", buffering=1) as log, progress(len(order), step, "train", "step") as bar:
-        for groups, lr in zip(order[step:], rates[step:]):
-            losses, tokens = step_gradient(model, tokenizer, groups, labels, settings)
+    with open(os.devnull if rank() else out / "log.jsonl", "a", encoding="utf-8", buffering=1) as log, \
+            progress(len(plan), step, "train", "step") as bar:
+        for groups, lr in plan[step:]:
+            losses, tokens, cut = step_gradient(model, tokenizer, groups, labels, settings)
+            *sums, tokens, cut, stopping = sum_gradients(list(adapter.values()), [*losses.values(), tokens, cut, len(stopped)])
+            losses = dict(zip(losses, sums))
             norm = torch.nn.utils.clip_grad_norm_(adapter.values(), settings.max_grad_norm).item()
             if not all(map(math.isfinite, [norm, *losses.values()])):
                 raise ValueError(f"step {step + 1}: expected a finite loss and gradient, got {losses} and {norm}; {out} keeps the last "
@@ -129,26 +141,33 @@ def main(settings: Settings) -> int:
             optimizer.zero_grad()
             step += 1
             log.write(json.dumps({"step": step, **{name: round(loss, 6) for name, loss in losses.items()}, "lr": lr,
-                                  "grad_norm": round(norm, 6), "tokens": tokens, "seconds": round(time.time() - started, 3)}) + "\n")
+                                  "grad_norm": round(norm, 6), "tokens": int(tokens), "rows_cut": int(cut),
+                                  "seconds": round(time.time() - started, 3)}) + "\n")
             bar.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items()})
             bar.update()
-            if step % settings.save_every == 0 or step == len(order) or stopped:
+            if rank() == 0 and (step % settings.save_every == 0 or step == len(plan) or stopping):
                 save_state(out, adapter, optimizer, step)
-            if stopped:
-                return interrupted(stopped[0], out)
+            if stopping:
+                return interrupted(stopped, out)
 
-    save_adapter(model, out, base=settings.model)
+    if rank() == 0:
+        save_adapter(model, out, base=settings.model)
     trained_seconds = time.time() - started
-    known = Known(settings.base_scores, made["base"], [settings.dtype, settings.device, day]) if settings.base_scores else None
+    known = settings.base_scores and from_first(lambda: Known(settings.base_scores, made["base"], [
+        settings.dtype, settings.device, day, *filter(None, [settings.max_tokens])]))
     with progress(evaluation_rows(mixture, tokenizer), 0, "evaluate", "row") as bar:
         try:
-            scores = evaluate(model, tokenizer, mixture, batch_tokens=settings.batch_tokens, known=known, on_rows=counter(bar, stopped))
+            scores = evaluate(model, tokenizer, mixture, batch_tokens=settings.batch_tokens, known=known,
+                              on_rows=counter(bar, stopped, settings))
         except KeyboardInterrupt:
-            return interrupted(stopped[0] if stopped else signal.SIGINT, out)
+            return interrupted(stopped, out)
+    if rank():
+        return 0
     if known:
         known.save()
     enable_lora(model, True)
-    run = {**made, "directory": str(out), "date": day, "device": settings.device, "train_seconds": round(trained_seconds, 1),
+    run = {**made, "directory": str(out), "date": day, "device": settings.device, "processes": size(),
+           "train_seconds": round(trained_seconds, 1),
            "evaluate_seconds": round(time.time() - started - trained_seconds, 1), "peak_memory_gb": peak_memory_gb()}
     report = build_report(scores, model=settings.model, adapter=sha256(out / "adapter_model.safetensors"), seed=settings.seed,
                           epsilon=settings.epsilon, run=run, labels=label_report, leakage=near_duplicates(mixture, conversations))
@@ -162,44 +181,25 @@ def main(settings: Settings) -> int:
 # ---- what is trained on ----------------------------------------------------------------------------------------------------
 
 
-def instruction_plan(settings: Settings, mixture):
-    """-> phases [(steps, peak learning rate, share of rows that are conversations)], conversations."""
-    given = mixture.instruct
-    schedule = settings.instruct or (given.schedule if given else "none")
-    if schedule == "none":
-        return [(settings.steps, settings.lr, 0.0)], []
-    if not given:
-        raise ValueError(f"--instruct {schedule}: expected instruction data in {mixture.path}, got no table [instruct]; "
-                         'add one with rows = "FILE.jsonl", a line {"messages": [...]} each')
-    new = {task.prompt for split, groups in mixture.splits.items() if split != "trained" for tasks in groups.values() for task in tasks}
-    conversations = load_conversations(given.path, new)
-    fraction = settings.instruct_fraction or given.fraction
-    return {"joint": [(settings.steps, settings.lr, fraction)], "only": [(settings.steps, settings.lr, 1.0)],
-            "after": [(settings.steps, settings.lr, 0.0), (settings.instruct_steps, settings.instruct_lr, 1.0)]}[schedule], conversations
-
-
 def training_rows(settings: Settings, mixture, model, tokenizer, out: Path, stopped: list):
     """Task name -> rows, with gold labels or the base's own; and a report on the latter. A run that goes on reads them again."""
     if settings.labels == "gold":
         return {task.name: mixture.train_rows(task, settings.seed) for task in mixture.train}, None
     path, count = out / "labels.jsonl", sum(map(len, unlabelled_rows(mixture, settings.seed).values())) * settings.label_samples
-    if not path.exists():
+    if not from_first(path.exists):
         with progress(count, 0, "label", "row") as bar:
             try:
-                save_labels(self_labels(model, tokenizer, mixture, settings.seed, samples=settings.label_samples,
-                                        max_new_tokens=thought_tokens(mixture), batch_tokens=settings.batch_tokens,
-                                        on_rows=counter(bar, stopped)), path)
+                labels = self_labels(model, tokenizer, mixture, settings.seed, samples=settings.label_samples,
+                                     max_new_tokens=thought_tokens(mixture), batch_tokens=settings.batch_tokens,
+                                     on_rows=counter(bar, stopped, settings))
             except KeyboardInterrupt:
                 return {}, None
-    labels = load_labels(path, mixture, settings.seed)
+        from_first(lambda: save_labels(labels, path))
+    labels = from_first(lambda: load_labels(path, mixture, settings.seed))
     quality = label_quality(labels, mixture)
     print(f"labels from the base's own thinking: {quality['right']:.3f} of {quality['rows']} right, AUROC {quality['auroc']:.3f}, "
           f"{quality['well_formed']:.3f} well-formed")
     return labelled_rows(mixture, settings.seed, labels), quality
-
-
-def thought_tokens(mixture) -> int:
-    return mixture.options["thinking"].max_new_tokens if "thinking" in mixture.options else DECODING["thinking"]
 
 
 def start_adapter(model, settings: Settings) -> None:
@@ -212,29 +212,9 @@ def start_adapter(model, settings: Settings) -> None:
         add_lora(model, settings.r, settings.lora_alpha, "all-linear")
 
 
-# ---- settings and the run directory --------------------------------------------------------------------------------------
-
-
-def check_settings(settings: Settings) -> None:
-    for name in ("steps", "batch_size", "group_size", "batch_tokens", "save_every", "r", "instruct_steps", "label_samples"):
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: expected a positive number, got {value}")
-    if not 0 <= settings.epsilon <= 1:
-        raise ValueError(f"--epsilon: expected a number in [0, 1], got {settings.epsilon}")
-    if settings.instruct_fraction is not None and not 0 < settings.instruct_fraction < 1:
-        raise ValueError(f"--instruct-fraction: expected a number between 0 and 1, got {settings.instruct_fraction}")
-    for name in ("lr", "instruct_lr"):
-        if not (0 < getattr(settings, name) < float("inf")):
-            raise ValueError(f"--{name.replace('_', '-')}: expected a positive number, got {getattr(settings, name)}")
-    if settings.init_adapter and not (Path(settings.init_adapter) / "adapter_config.json").is_file():
-        raise ValueError(f"--init-adapter: expected a directory with adapter_config.json, found none in {settings.init_adapter}")
-    check_device(settings.device)
-
-
-def interrupted(number: int, out: Path) -> int:
+def interrupted(stopped: list[int], out: Path) -> int:
     print(f"\nstopped; to go on: the same command with --resume --out {out}")
-    return 128 + number
+    return 128 + (stopped or [signal.SIGTERM])[0]                                      # none here: the signal came to another process
 
 
 # ---- the step --------------------------------------------------------------------------------------------------------------
@@ -247,35 +227,50 @@ def label_ids(tokenizer, task) -> list[int]:
         raise ValueError(f"{task.where}: task {task.name!r}: {error}") from error
 
 
-def step_gradient(model, tokenizer, groups, labels: dict[str, list[int]], settings: Settings) -> tuple[dict[str, float], int]:
-    """Adds a step's gradient, group by group -> (mean loss of the classification and of the instruction rows, tokens)."""
+def step_gradient(model, tokenizer, groups, labels: dict[str, list[int]], settings: Settings) -> tuple[dict[str, float], int, int]:
+    """Adds the gradient of this process's groups of a step -> (their part in the mean loss of the classification and of the instruction
+    rows, tokens, rows cut). Where CUDA is out of memory the step is taken again, with its groups in halves."""
     counts = {name: sum(len(group.rows) for group in groups if (group.task is None) == talk) for name, talk in PARTS.items()}
-    losses, tokens = {name: 0.0 for name, count in counts.items() if count}, 0
-    for group in groups:
+    share = share_of(groups, settings.shard)
+    while True:
+        try:
+            return add_gradients(model, tokenizer, share, counts, labels, settings)
+        except torch.OutOfMemoryError as error:
+            share = [] if settings.shard else halved(share)
+            if not share:
+                raise ValueError("out of memory in a step; give a lower --group-size, or --gradient-checkpointing") from error
+        model.zero_grad()
+        torch.cuda.empty_cache()               # after the error, whose traceback held tensors
+
+
+def add_gradients(model, tokenizer, share, counts: dict[str, int], labels, settings: Settings):
+    """step_gradient for [(group, weight)], one by one."""
+    losses, tokens, cut = {name: 0.0 for name, count in counts.items() if count}, 0, 0
+    for group, weight in share:
         if group.task is None:
             name, (loss, some) = "instruct_loss", conversation_loss(model, tokenizer, group.rows)
         else:
-            batch = encode_group(tokenizer, group, model).to(settings.device)
+            batch = encode_group(tokenizer, group, model).to(model.lm_head.weight.device)
+            if settings.shard and not batch.prefix.shape[1]:
+                raise ValueError(f"--shard: expected rows of a task that share a prefix, got others in {group.task.name!r}")
             cache = model.prefix(batch.prefix) if batch.prefix.shape[1] else None
             hidden = model(batch.suffix, cache, at=batch.lengths - 1)                     # (B, C)
-            ids = torch.tensor(labels[group.task.name], device=settings.device)           # (N,)
+            ids = torch.tensor(labels[group.task.name], device=hidden.device)             # (N,)
             name, loss = "loss", answer_loss(settings.loss, model, hidden, ids, batch.targets)
             some = batch.prefix.shape[1] + int(batch.lengths.sum())
-        (loss * len(group.rows) / settings.batch_size).backward()
-        losses[name] += loss.item() * len(group.rows) / counts[name]
-        tokens += some
-    return losses, tokens
-
-
-PARTS = {"loss": False, "instruct_loss": True}             # of a step: whether the rows are conversations
+            cut += batch.cut * weight
+        (loss * weight * len(group.rows) / settings.batch_size).backward()
+        losses[name] += loss.item() * weight * len(group.rows) / counts[name]
+        tokens += int(some * weight)
+    return losses, tokens, cut
 
 
 def encode_group(tokenizer, group, model):
     """Ids of a group with its shared prefix; none is shared where a row is so long that it rotates otherwise."""
-    ids = [encode_row(tokenizer, group.task, row.text) for row in group.rows]
+    ids, left_out = zip(*(fit_row(tokenizer, group.task, row.text) for row in group.rows))
     switch = rope_switch(model)
     split = switch is not None and max(map(len, ids)) > switch
-    return make_batch(ids, [row.label for row in group.rows], 0 if split else None)
+    return replace(make_batch(ids, [row.label for row in group.rows], 0 if split else None), cut=sum(map(bool, left_out)))
 
 
 def answer_loss(kind: str, model, hidden, label_ids, targets):
@@ -286,32 +281,23 @@ def answer_loss(kind: str, model, hidden, label_ids, targets):
     return vocab_token_loss(hidden, model.lm_head.weight, label_ids[targets], scale=scale)
 
 
-def lr_factor(step: int, steps: int, settings: Settings) -> float:
-    """Of a phase's peak learning rate: linear warm-up, then linear or cosine decay to zero after its last step."""
-    if step < settings.warmup:
-        return (step + 1) / settings.warmup
-    done = (step - settings.warmup) / max(steps - settings.warmup, 1)
-    return 1 - done if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-
-
 # ---- small things ----------------------------------------------------------------------------------------------------------
 
 
-def all_tasks(mixture):
-    return mixture.train + [task for groups in mixture.splits.values() for tasks in groups.values() for task in tasks]
+def counter(bar, stopped: list, settings: Settings):
+    """on_rows: counts, for the other processes as well, and ends the loop where a signal has come."""
+    processes = 1 if settings.shard else size()
 
-
-def counter(bar, stopped: list):
-    """on_rows: counts, and ends the loop where a signal has come."""
     def on_rows(count):
-        bar.update(count)
+        bar.update(min(count * processes, bar.total - bar.n))
         if stopped:
             raise KeyboardInterrupt
     return on_rows
 
 
 def progress(total: int, initial: int, name: str, unit: str):
-    return tqdm(total=total, initial=initial, desc=name, unit=unit, ncols=min(100, shutil.get_terminal_size().columns), mininterval=0.5)
+    return tqdm(total=total, initial=initial, desc=name, unit=unit, ncols=min(100, shutil.get_terminal_size().columns), mininterval=0.5,
+                disable=rank() > 0)
 
 
 if __name__ == "__main__":

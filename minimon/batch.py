@@ -12,6 +12,7 @@ from minimon.instruct import Conversation
 from minimon.tasks import Mixture, Row, Task
 from minimon.tokenizer import Tokenizer
 
+CUT = "\n[... {} tokens left out ...]\n"        # stands in a text for its middle
 WINDOW = 8                                     # groups whose rows are sorted by length together
 
 
@@ -21,16 +22,53 @@ class Batch:
     suffix: torch.Tensor                       # (B, T) the rest of each row, right-padded with 0
     lengths: torch.Tensor                      # (B,) tokens of each suffix, at least 1
     targets: torch.Tensor                      # (B,) label indices
+    cut: int = 0                               # rows whose text was cut to fit
 
     def to(self, device) -> "Batch":
-        return Batch(*(tensor.to(device) for tensor in (self.prefix, self.suffix, self.lengths, self.targets)))
+        return Batch(*(tensor.to(device) for tensor in (self.prefix, self.suffix, self.lengths, self.targets)), self.cut)
 
 
 def encode_row(tokenizer: Tokenizer, task: Task, text: str, *, thinking: bool = False) -> list[int]:
     """The prompt as system turn, the text as user turn, up to the answer; or the prompt after the text, in one turn."""
-    if task.prompt_position == "after":
-        return tokenizer.chat([{"role": "user", "content": f"{text}\n\n{task.prompt}"}], thinking=thinking)
-    return tokenizer.chat([{"role": "system", "content": task.prompt}, {"role": "user", "content": text}], thinking=thinking)
+    return fit_row(tokenizer, task, text, thinking=thinking)[0]
+
+
+def fit_row(tokenizer: Tokenizer, task: Task, text: str, *, thinking: bool = False, room: int = 0) -> tuple[list[int], int]:
+    """encode_row -> (ids, tokens of the text that were left out to fit, see `fit`)."""
+    def encode(text):
+        if task.prompt_position == "after":
+            return tokenizer.chat([{"role": "user", "content": f"{text}\n\n{task.prompt}"}], thinking=thinking)
+        return tokenizer.chat([{"role": "system", "content": task.prompt}, {"role": "user", "content": text}], thinking=thinking)
+    try:
+        return fit(tokenizer, text, encode, room)
+    except ValueError as error:
+        raise ValueError(f"{task.where}: task {task.name!r}: {error}") from error
+
+
+def fit(tokenizer: Tokenizer, text: str, encode, room: int = 0) -> tuple[list[int], int]:
+    """encode(text), or what it gives for the text's head and tail, half each, with CUT between -> (ids, tokens left out).
+
+    There are at most tokenizer.max_tokens ids, and with `room` for what is written after them at most tokenizer.max_positions. All but the
+    text is whole. Raises ValueError where nothing of the text would be left."""
+    ids, limit = encode(text), row_limit(tokenizer, room)
+    if limit is None or len(ids) <= limit:
+        return ids, 0
+    spans = tokenizer.encoder.encode(text, add_special_tokens=False).offsets           # first and last character of each token
+    kept = limit - (len(ids) - len(spans))
+    while True:
+        kept -= 1
+        if kept < 2:
+            raise ValueError(f"expected room for a text, got {limit} tokens, which prompt and template fill; give more --max-tokens")
+        left_out = len(spans) - kept
+        ids = encode(text[:spans[(kept + 1) // 2 - 1][1]] + CUT.format(left_out) + text[spans[-(kept // 2)][0]:])
+        if len(ids) <= limit:
+            return ids, left_out
+        kept -= len(ids) - limit - 1
+
+
+def row_limit(tokenizer: Tokenizer, room: int = 0) -> int | None:
+    limits = [tokenizer.max_tokens, tokenizer.max_positions and tokenizer.max_positions - room]
+    return min((limit for limit in limits if limit is not None), default=None)
 
 
 def common_prefix(rows: list[list[int]]) -> int:

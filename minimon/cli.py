@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from minimon.distributed import lost, speaks, stop
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -42,7 +44,8 @@ def parse(settings: type, argv: list[str] | None = None, description: str | None
 def one_line_errors():
     """What a user can cause ends in one line on stderr and exit code 2. MINIMON_TRACEBACK=1 shows where it was raised.
 
-    As in a shell 130 is for an interrupt, 143 for SIGTERM, 141 for a reader that went away."""
+    Of several processes the first to fail says why. As in a shell 130 is for an interrupt, 143 for SIGTERM, 141 for a reader that went
+    away."""
     signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
@@ -50,13 +53,19 @@ def one_line_errors():
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())                 # what is left is flushed at exit
         raise SystemExit(141) from None
     except KeyboardInterrupt as error:
-        sys.stderr.write("\nstopped; to go on: the same command, with --resume where it has begun to write\n")
+        if speaks():
+            sys.stderr.write("\nstopped; to go on: the same command, with --resume where it has begun to write\n")
         raise SystemExit(128 + (error.args[0] if error.args else signal.SIGINT)) from None
-    except (ValueError, OSError) as error:
-        if os.environ.get("MINIMON_TRACEBACK"):
+    except (ValueError, OSError, RuntimeError) as error:
+        gone = isinstance(error, RuntimeError)
+        if os.environ.get("MINIMON_TRACEBACK") or gone and not lost(error):
             raise
-        sys.stderr.write(f"error: {one_line(error)}\n")
+        told = "another process of this run has ended; to go on from what is saved: the same command with --resume"
+        if speaks():
+            sys.stderr.write(f"error: {told if gone else one_line(error)}\n")
         raise SystemExit(2) from None
+    finally:
+        stop()
 
 
 def one_line(error: Exception) -> str:

@@ -13,12 +13,16 @@ import torch
 from minimon.evaluate import think
 from minimon.files import read_jsonl, write_text
 from minimon.metrics import auroc
-from minimon.tasks import Mixture, Row
+from minimon.tasks import DECODING, Mixture, Row
 
 
 def unlabelled_rows(mixture: Mixture, seed: int) -> dict[str, list[Row]]:
     """Training rows of each task as they come, not balanced: that would need the labels."""
     return {task.name: task.select("train", mixture.cap, balance=False, seed=seed) for task in mixture.train}
+
+
+def thought_tokens(mixture: Mixture) -> int:
+    return mixture.options["thinking"].max_new_tokens if "thinking" in mixture.options else DECODING["thinking"]
 
 
 def self_labels(model, tokenizer, mixture: Mixture, seed: int, *, samples: int, max_new_tokens: int, batch_tokens=None,

@@ -1,6 +1,7 @@
 """Model x tasks -> per-row scores: P(label) at the answer position, the prompt run once for a whole task.
 
-In the splits thinking and summary the model writes first: its reasoning, or a summary that the base then judges in its place.
+In the splits thinking and summary the model writes first: its reasoning, or a summary that the base then judges in its place. Several
+processes deal the tasks out among themselves, and the batches of what is written: each is scored as by one process.
 """
 
 from typing import NamedTuple
@@ -8,16 +9,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from minimon.batch import common_prefix, encode_row, make_batch, token_batches
-from minimon.generate import generate
+from minimon.batch import common_prefix, fit, fit_row, make_batch, token_batches
+from minimon.distributed import each
+from minimon.generate import Answer, generate
 from minimon.lora import enable_lora
+from minimon.memory import batch_tokens_of, decode_tokens_of, in_batches
 from minimon.metrics import Scores
 from minimon.model import Decoder
 from minimon.tasks import SPLITS, Mixture, Options, Task
 from minimon.tokenizer import Tokenizer
 
-BATCH_TOKENS = {"cpu": 1024, "cuda": 65536}             # a CPU gains nothing from more, and pads more
-DECODE_TOKENS = {"cpu": 16384, "cuda": 65536}            # a step of decoding is one token a row
+HEAD_ROWS = 512                                          # whose logits over the vocabulary are formed at a time
 
 
 class Reading(NamedTuple):
@@ -26,6 +28,7 @@ class Reading(NamedTuple):
     P: torch.Tensor                            # (n, N) P(label), softmax over the labels alone
     label_mass: torch.Tensor                   # (n,) the labels' share of the probability over the whole vocabulary
     label_first: torch.Tensor                  # (n,) bool: no token is likelier than the likeliest label
+    left_out: torch.Tensor                     # (n,) tokens of the row's text that were cut to fit
 
 
 def evaluate(model: Decoder, tokenizer: Tokenizer, mixture: Mixture, *, batch_tokens: int | None = None, known=None, on_rows=None):
@@ -51,7 +54,7 @@ def scores_of(asked, base: dict, adapter: dict) -> Scores:
     shares = {which: {name: side[name] for name in SHARES if name in side} for which, side in (("base", base), ("adapter", adapter))}
     labels, texts = np.array([row.label for row in rows], dtype=int), np.array([row.text for row in rows], dtype=object)
     return Scores(task.name, task.domain, labels, texts, base["P"], adapter["P"], shares,
-                  {name: base[name] for name in REFERENCES if name in base})
+                  {name: base[name] for name in REFERENCES if name in base}, adapter["left_out"])
 
 
 def measured_splits(mixture: Mixture, tokenizer: Tokenizer) -> dict:
@@ -76,20 +79,29 @@ def base_sides(model, tokenizer, split, pairs, options: Options, batch_tokens, k
     new = [i for i, side in enumerate(sides) if side is None]
     if on_rows:
         on_rows(sum(len(texts) for (_, texts), side in zip(pairs, sides) if side))
-    for i, side in zip(new, SIDES[split](model, tokenizer, [pairs[i] for i in new], options, batch_tokens, on_rows)):
-        task, texts = pairs[i]
-        if split == "summary":
-            for name, judged in (("transcript", texts), ("empty", [""] * len(texts))):
-                side[name] = score(model, tokenizer, task, judged, batch_tokens=batch_tokens).numpy()
+    asked = [pairs[i] for i in new]
+    found = SIDES[split](model, tokenizer, asked, options, batch_tokens, on_rows)
+    if split == "summary":
+        def references(i):
+            task, texts = asked[i]
+            return {name: score(model, tokenizer, task, judged, batch_tokens=batch_tokens).numpy()
+                    for name, judged in (("transcript", texts), ("empty", [""] * len(texts)))}
+        found = [side | more for side, more in zip(found, each(costs(asked), references, model))]
+    for i, side in zip(new, found):
         sides[i] = side
         if known:
             known.put(keys[i], side)
     return sides
 
 
+def costs(pairs) -> list[int]:
+    """Of reading each (task, texts), about."""
+    return [sum(map(len, texts)) + len(task.prompt) for task, texts in pairs]
+
+
 def answer_sides(model, tokenizer, pairs, options, batch_tokens, on_rows) -> list[dict[str, np.ndarray]]:
     """The answer at once, for each (task, texts): P (n, N), and shares (n,)."""
-    return [as_side(read(model, tokenizer, task, texts, batch_tokens=batch_tokens, on_rows=on_rows)) for task, texts in pairs]
+    return each(costs(pairs), lambda i: as_side(read(model, tokenizer, *pairs[i], batch_tokens=batch_tokens, on_rows=on_rows)), model)
 
 
 def thinking_sides(model, tokenizer, pairs, options: Options, batch_tokens, on_rows) -> list[dict[str, np.ndarray]]:
@@ -100,19 +112,25 @@ def thinking_sides(model, tokenizer, pairs, options: Options, batch_tokens, on_r
 def summary_sides(model, tokenizer, pairs, options: Options, batch_tokens, on_rows) -> list[dict[str, np.ndarray]]:
     """The model as it is summarizes each transcript once; the base reads the summaries alone. Leaves the adapter off."""
     texts = list(dict.fromkeys(text for _, texts in pairs for text in texts))
-    prompts = [tokenizer.chat([{"role": "system", "content": options.prompt}, {"role": "user", "content": text}]) for text in texts]
-    answers = generate(model, prompts, max_new_tokens=options.max_new_tokens, stop_ids=tokenizer.stop_ids,
-                       batch_tokens=decode_tokens(model, batch_tokens), on_rows=on_rows)
+    prompts, left_out = zip(*(fit(tokenizer, text, lambda text: tokenizer.chat(
+        [{"role": "system", "content": options.prompt}, {"role": "user", "content": text}]), options.max_new_tokens) for text in texts))
+    answers = write(model, list(prompts), max_new_tokens=options.max_new_tokens, stop_ids=tokenizer.stop_ids, batch_tokens=batch_tokens,
+                    on_rows=on_rows)
     if on_rows:
         on_rows(sum(len(texts) for _, texts in pairs) - len(texts))
     enable_lora(model, False)
-    summary = {text: (tokenizer.decode(answer.ids), answer.ended) for text, answer in zip(texts, answers)}
-    return [as_side(read(model, tokenizer, task, [summary[text][0] for text in texts], batch_tokens=batch_tokens),
-                    np.array([summary[text][1] for text in texts], dtype=np.float32)) for task, texts in pairs]
+    summary = {text: (tokenizer.decode(answer.ids), answer.ended, cut) for text, answer, cut in zip(texts, answers, left_out)}
+
+    def side(i):
+        task, texts = pairs[i]
+        summaries, ended, cut = zip(*(summary[text] for text in texts))
+        reading = read(model, tokenizer, task, summaries, batch_tokens=batch_tokens)
+        return as_side(reading._replace(left_out=torch.tensor(cut)), np.array(ended, dtype=np.float32))
+    return each(costs(pairs), side, model)
 
 
 def as_side(reading: Reading, well_formed: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    side = {"P": reading.P.numpy(), "label_mass": reading.label_mass.numpy()}
+    side = {"P": reading.P.numpy(), "label_mass": reading.label_mass.numpy(), "left_out": reading.left_out.numpy()}
     return side if well_formed is None else {**side, "well_formed": well_formed}
 
 
@@ -131,51 +149,72 @@ def think(model: Decoder, tokenizer: Tokenizer, task: Task, texts: list[str], *,
 
 def think_all(model, tokenizer, pairs, *, max_new_tokens, temperature=0.0, generator=None, batch_tokens=None, on_rows=None) -> list:
     """`think` for each (task, texts), all of them decoded together."""
-    prompts = [encode_row(tokenizer, task, text, thinking=True) for task, texts in pairs for text in texts]
-    thoughts = generate(model, prompts, max_new_tokens=max_new_tokens, stop_ids={tokenizer.think_end, *tokenizer.stop_ids},
-                        temperature=temperature, generator=generator, batch_tokens=decode_tokens(model, batch_tokens), on_rows=on_rows)
-    found, written = [], iter(zip(prompts, thoughts))
-    for task, texts in pairs:
-        some = [next(written) for _ in texts]
-        ids = [prompt + thought.ids + tokenizer.close_thought for prompt, thought in some]
-        reading = read_ids(model, ids, tokenizer.label_ids(list(task.labels), thinking=True), batch_tokens)
-        ended = torch.tensor([thought.stop == tokenizer.think_end for _, thought in some], dtype=torch.bool)
-        found.append((reading, ended & reading.label_first))
-    return found
+    room = max_new_tokens + len(tokenizer.close_thought)
+    fitted = [fit_row(tokenizer, task, text, thinking=True, room=room) for task, texts in pairs for text in texts]
+    prompts = [ids for ids, _ in fitted]
+    thoughts = write(model, prompts, max_new_tokens=max_new_tokens, stop_ids={tokenizer.think_end, *tokenizer.stop_ids},
+                     temperature=temperature, generator=generator, batch_tokens=batch_tokens, on_rows=on_rows)
+    written = iter(zip(fitted, thoughts))
+    some = [[next(written) for _ in texts] for _, texts in pairs]
+
+    def reading(i):
+        ids = [prompt + thought.ids + tokenizer.close_thought for (prompt, _), thought in some[i]]
+        found = read_ids(model, ids, tokenizer.label_ids(list(pairs[i][0].labels), thinking=True), batch_tokens)
+        ended = torch.tensor([thought.stop == tokenizer.think_end for _, thought in some[i]], dtype=torch.bool)
+        return found._replace(left_out=torch.tensor([cut for (_, cut), _ in some[i]])), ended & found.label_first
+    return each(costs(pairs), reading, model)
 
 
-def decode_tokens(model, batch_tokens: int | None) -> int:
-    kind = model.lm_head.weight.device.type
-    return max(batch_tokens or 0, DECODE_TOKENS["cuda" if kind == "cuda" else "cpu"])
+def write(model, prompts, *, max_new_tokens, batch_tokens=None, temperature=0.0, on_rows=None, **options) -> list[Answer]:
+    """`generate`, its batches dealt out; what is sampled is drawn in order, so by all processes alike."""
+    batch_tokens = decode_tokens_of(model, batch_tokens)
+    options |= dict(max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, temperature=temperature, on_rows=on_rows)
+    if temperature:
+        return generate(model, prompts, **options)
+    batches = token_batches([len(prompt) + max_new_tokens for prompt in prompts], batch_tokens)
+
+    def answers(n):
+        batch, found = batches[n], {}
+        lengths = [len(prompts[i]) + max_new_tokens for i in batch]
+        for some, part in in_batches(model, lengths, batch_tokens,
+                                     lambda some: generate(model, [prompts[batch[i]] for i in some], **options)):
+            found |= {batch[i]: answer for i, answer in zip(some, part)}
+        return found
+    found = {i: answer for part in each([sum(len(prompts[i]) for i in batch) for batch in batches], answers, model)
+             for i, answer in part.items()}
+    return [found[i] for i in range(len(prompts))]
 
 
 def score(model: Decoder, tokenizer: Tokenizer, task: Task, rows, *, batch_tokens: int | None = None, on_rows=None) -> torch.Tensor:
     """P(label | prompt, text) of each row (a tasks.Row or a text): (rows, N labels) in fp32 on the CPU, labels in the task's order.
 
     P = softmax over the label tokens of z at the answer position. batch_tokens: of a forward pass, padding
-    included; None for BATCH_TOKENS. on_rows(n) is called after n more rows."""
+    included; None for memory.BATCH_TOKENS. on_rows(n) is called after n more rows."""
     return read(model, tokenizer, task, rows, batch_tokens=batch_tokens, on_rows=on_rows).P
 
 
 def read(model, tokenizer, task: Task, rows, *, batch_tokens: int | None = None, on_rows=None) -> Reading:
     """`score`, with what else the answer positions say."""
-    ids = [encode_row(tokenizer, task, row if isinstance(row, str) else row.text) for row in rows]
-    return read_ids(model, ids, tokenizer.label_ids(list(task.labels)), batch_tokens, on_rows)
+    fitted = [fit_row(tokenizer, task, row if isinstance(row, str) else row.text) for row in rows]
+    found = read_ids(model, [ids for ids, _ in fitted], tokenizer.label_ids(list(task.labels)), batch_tokens, on_rows)
+    return found._replace(left_out=torch.tensor([cut for _, cut in fitted]))
 
 
 @torch.inference_mode()
 def read_ids(model: Decoder, ids: list[list[int]], label_ids: list[int], batch_tokens: int | None = None, on_rows=None) -> Reading:
     """Rows of ids, their common prefix run once -> what stands at the position after each."""
-    reading = Reading(torch.empty(len(ids), len(label_ids)), torch.empty(len(ids)), torch.empty(len(ids), dtype=torch.bool))
+    reading = Reading(torch.empty(len(ids), len(label_ids)), torch.empty(len(ids)), torch.empty(len(ids), dtype=torch.bool),
+                      torch.zeros(len(ids), dtype=torch.long))
     labels = torch.tensor(label_ids, device=model.lm_head.weight.device)               # (N,)
     for batch, hidden in last_states(model, ids, batch_tokens):
-        z = hidden.float() @ model.lm_head.weight[labels].float().T / model.config.logits_scaling          # (B, N)
-        rest = model.logits(hidden).float()                                            # (B, V)
-        reading.P[batch] = z.softmax(dim=-1).cpu()
-        if not reading.P[batch].isfinite().all():
-            raise ValueError("expected finite scores, got others: the adapter or the base does not go together with this dtype")
-        reading.label_mass[batch] = (z.logsumexp(dim=-1) - rest.logsumexp(dim=-1)).exp().clamp(max=1.0).cpu()
-        reading.label_first[batch] = torch.isin(rest.argmax(dim=-1), labels).cpu()
+        for some, hidden in zip([batch[i:i + HEAD_ROWS] for i in range(0, len(batch), HEAD_ROWS)], hidden.split(HEAD_ROWS)):
+            z = hidden.float() @ model.lm_head.weight[labels].float().T / model.config.logits_scaling      # (B, N)
+            rest = model.logits(hidden).float()                                        # (B, V)
+            reading.P[some] = z.softmax(dim=-1).cpu()
+            if not reading.P[some].isfinite().all():
+                raise ValueError("expected finite scores, got others: the adapter or the base does not go together with this dtype")
+            reading.label_mass[some] = (z.logsumexp(dim=-1) - rest.logsumexp(dim=-1)).exp().clamp(max=1.0).cpu()
+            reading.label_first[some] = torch.isin(rest.argmax(dim=-1), labels).cpu()
         if on_rows:
             on_rows(len(batch))
     return reading
@@ -190,11 +229,25 @@ def last_states(model: Decoder, ids: list[list[int]], batch_tokens: int | None =
     for i, row in enumerate(ids):
         (cached if switch is None or len(row) <= switch else alone).append(i)
     prefix = model.prefix(torch.tensor([ids[0][:P]], device=device), switch) if P and cached else None
-    batch_tokens = batch_tokens or BATCH_TOKENS["cuda" if device.type == "cuda" else "cpu"]
-    batches = [[cached[i] for i in batch] for batch in token_batches([len(ids[i]) - P for i in cached], batch_tokens)]
-    for batch, cache, start in [(batch, prefix, P if prefix else 0) for batch in batches] + [([i], None, 0) for i in alone]:
-        part = make_batch([ids[i] for i in batch], [0] * len(batch), start).to(device)
-        yield batch, model(part.suffix, cache, at=part.lengths - 1)                    # (B, C)
+
+    def states(rows, cache, start):
+        part = make_batch([ids[i] for i in rows], [0] * len(rows), start).to(device)
+        return model(part.suffix, cache, at=part.lengths - 1)                          # (B, C)
+    batches = in_batches(model, [len(ids[i]) - P for i in cached], batch_tokens_of(model, batch_tokens),
+                         lambda batch: states([cached[i] for i in batch], prefix, P if prefix else 0))
+    for batch, hidden in batches:
+        yield [cached[i] for i in batch], hidden
+    for i in alone:
+        yield [i], states([i], None, 0)
+
+
+def limit_rows(tokenizer: Tokenizer, model: Decoder, max_tokens: int | None) -> None:
+    """Longer rows are cut from now on: to max_tokens, and to what the base has positions for. Raises ValueError for more than those."""
+    ropes = model.config.rope.values()
+    there = min(rope.max_positions * (int(rope.scaling["factor"]) if rope.rope_type == "dynamic" else 1) for rope in ropes)
+    if max_tokens is not None and not 16 <= max_tokens <= there:
+        raise ValueError(f"--max-tokens: expected a number from 16 to the base's max_position_embeddings, {there}; got {max_tokens}")
+    tokenizer.max_tokens, tokenizer.max_positions = max_tokens, there
 
 
 def rope_switch(model: Decoder) -> int | None:

@@ -68,15 +68,28 @@ def normal(prompt: str) -> str:
     return " ".join(prompt.casefold().split())
 
 
+def encode_conversation(tokenizer, conversation: Conversation) -> tuple[list[int], tuple[int, int]]:
+    """Its ids, and where the assistant's last turn lies in them."""
+    thinking = any(message.get("reasoning_content") for message in conversation.messages[-1:])
+    try:
+        return tokenizer.chat(list(conversation.messages), thinking=thinking)
+    except ValueError as error:
+        raise ValueError(f"{conversation.where}: {error}") from error
+
+
+def refuse_long(tokenizer, conversations: list[Conversation], limit: int | None) -> None:
+    """Nothing of a conversation can be left out: one of more than `limit` tokens is refused. (A token is a byte or more.)"""
+    for conversation in conversations:
+        if limit is not None and len(conversation.text.encode("utf-8", "replace")) > limit // 2:
+            length = len(encode_conversation(tokenizer, conversation)[0])
+            if length > limit:
+                raise ValueError(f"{conversation.where}: expected at most {limit} tokens, got {length}; shorten the conversation, or take "
+                                 "it out, or give more --max-tokens")
+
+
 def conversation_loss(model, tokenizer, conversations: list[Conversation]):
     """Mean cross-entropy over all tokens of the assistants' last turns -> (loss (), tokens that went through the model)."""
-    parts = []
-    for conversation in conversations:
-        thinking = any(message.get("reasoning_content") for message in conversation.messages[-1:])
-        try:
-            parts.append(tokenizer.chat(list(conversation.messages), thinking=thinking))
-        except ValueError as error:
-            raise ValueError(f"{conversation.where}: {error}") from error
+    parts = [encode_conversation(tokenizer, conversation) for conversation in conversations]
     device = model.lm_head.weight.device
     tokens = torch.zeros(len(parts), max(len(ids) for ids, _ in parts), dtype=torch.long)          # (B, T), right-padded
     said = torch.zeros(tokens.shape, dtype=torch.bool)

@@ -24,6 +24,7 @@ class Scores:
     adapter: np.ndarray                        # (n, N)
     shares: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)     # base | adapter -> name -> (n,): means are reported
     references: dict[str, np.ndarray] = field(default_factory=dict)            # what base and adapter stand between -> (n, N)
+    left_out: np.ndarray | None = None         # (n,) tokens of each text that were cut to fit
 
     def __post_init__(self):
         for P in (self.base, self.adapter, *self.references.values()):

@@ -15,6 +15,7 @@ from minimon.config import ModelConfig
 from minimon.ops import GatedSiLU, Normalize
 from minimon.rope import rope_angles, rotate
 
+MASKED = 2 ** 22                               # entries of an attention mask, about; a long suffix goes without one
 PAD_POSITION = 2 ** 30                         # later than any query, so never visible
 
 
@@ -62,7 +63,7 @@ class Decoder(nn.Module):
         columns = queries if cache is None else torch.cat(
             (cache.positions.expand(len(queries), P), queries.expand(len(cache.positions), T)), dim=1)      # (1 or B, S)
         length = length or (cache.length if cache else P + T)
-        shared = positions is None and cache is None                                   # plain causal attention will do
+        shared = positions is None and (cache is None or len(cache.positions) == 1)    # columns 0 to S - 1, the same for all rows
         views = {kind: View(self.config, kind, queries, columns, length, shared) for kind in set(self.config.layer_types)}
 
         x = self.model.embed_tokens(tokens)                                            # (B, T, C)
@@ -106,7 +107,9 @@ class View:
         if self.window is not None and shared and columns.shape[1] <= self.window:
             self.window = None                                                         # the window holds everything
         self.cos, self.sin = (a[:, None] for a in rope_angles(config.rope[kind], queries, length))       # (1 or B, 1, T, d)
-        self.mask = None if shared and self.window is None else self.visible(queries)
+        T, S = queries.shape[1], columns.shape[1]
+        causal = shared and self.window is None and (T == S or T > S // 2 and T * S > MASKED)      # plain causal attention will do
+        self.mask = None if causal else self.visible(queries)
 
     def visible(self, queries: Tensor) -> Tensor:
         """Positions (1 or B, T) -> bool mask (1 or B, 1, T, S): a column is seen unless it is later, or a window or more before."""
@@ -207,7 +210,12 @@ class Attention(nn.Module):
 
 
 def attend(q, k, v, mask, scale):
-    """q (B, H, T, D), k and v (B, K, S, D), mask (1 or B, 1, T, S) or None for plain causal -> (B, H, T, D)."""
+    """q (B, H, T, D), k and v (B, K, S, D), mask (1 or B, 1, T, S) or None for plain causal -> (B, H, T, D).
+
+    Without a mask queries are put in for the S - T columns before q, and their answers dropped: memory grows with S, not with T S."""
+    before = k.shape[2] - q.shape[2]
+    if mask is None and before:
+        return attend(F.pad(q, (0, 0, before, 0)), k, v, None, scale)[:, :, before:]
     groups = q.shape[1] // k.shape[1]
     if mask is not None and q.is_cuda and groups > 1:                                  # no fused CUDA kernel takes both
         k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)

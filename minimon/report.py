@@ -22,6 +22,7 @@ def build_report(scores: dict[str, dict[str, list[Scores]]], *, model: str, adap
         report["splits"][split] = {
             "tasks": [{"task": task.task, "domain": task.domain, "group": group, "n": len(task.labels),
                        "positives": int(task.positives.sum()), **compared([task])} for group in groups for task in groups[group]],
+            "rows_cut": sum(int((task.left_out > 0).sum()) for task in tasks if task.left_out is not None),
             "mean": compared(tasks), "groups": {group: compared(members) for group, members in groups.items() if group}}
     for key, split in (("inter_task", "new_domain"), ("intra_task", "trained")):
         if any(len(task.labels) for group in scores.get(split, {}).values() for task in group):
@@ -139,6 +140,9 @@ def notes(report: dict) -> list[str]:
     lines = []
     for split, part in report["splits"].items():
         base, adapter = part["mean"]["base"], part["mean"]["adapter"]
+        if part.get("rows_cut"):
+            rows = sum(task["n"] for task in part["tasks"])
+            lines.append(f"{split}: {part['rows_cut']} of {rows} rows were too long and lost their middle")
         if "well_formed" in base:
             lines.append(f"{split}: well-formed {number(base['well_formed'])} base, {number(adapter['well_formed'])} adapter")
         if "references" in part["mean"]:

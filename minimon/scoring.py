@@ -1,17 +1,20 @@
 """Rows of any number -> one line of scores each, in order, a chunk in memory at a time.
 
 What is scored is JSONL (a line has the task's own field, or `text`, or a chat under `messages`) or an Inspect log, whose samples are scored
-as a monitor may see them. A line of scores is {"id", "P", "decision"}: P of the task's first label, whether it is above the threshold.
+as a monitor may see them. A line of scores is {"id", "P", "decision"}: P of the task's first label, whether it is above the threshold; and
+"left_out", the tokens of its middle, where a text was too long.
 """
 
 import json
 import sys
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from minimon.calibrate import positive
-from minimon.evaluate import score
+from minimon.distributed import each, size
+from minimon.evaluate import read
 from minimon.files import json_row
 from minimon.logs import is_log, read_log
 from minimon.records import MISSING, lookup
@@ -78,33 +81,48 @@ def row_text(task: Task, record: dict, where: str) -> str:
 
 
 def score_items(model, tokenizer, task: Task, found, *, threshold: float | None, temperature: float = 1.0, batch_tokens: int | None = None):
-    """Items -> lists of lines, a chunk each. Where `found` raises, what came before it is scored first."""
-    found, problem = iter(found), None
-    while problem is None:
-        chunk, chars = [], 0
+    """Items -> lists of lines, a chunk each; several processes score one each at a time. Where `found` raises, what came before it is
+    scored first."""
+    chunks, problem, some = chunks_of(found), None, True
+    while some and problem is None:
+        some = []
         try:
-            for item in found:
-                chunk.append(item)
-                chars += len(item.text or "")
-                if len(chunk) == CHUNK_ROWS or chars >= CHUNK_CHARS:
-                    break
-            else:
-                problem = StopIteration()
+            for chunk in islice(chunks, size()):
+                some.append(chunk)
         except (ValueError, OSError) as error:
             problem = error
-        if chunk:
-            yield score_chunk(model, tokenizer, task, chunk, threshold, temperature, batch_tokens)
-    if not isinstance(problem, StopIteration):
+        yield from each([len(chunk) for chunk in some],
+                        lambda i: score_chunk(model, tokenizer, task, some[i], threshold, temperature, batch_tokens), model)
+    if problem:
         raise problem
+
+
+def chunks_of(found):
+    """Items -> lists of them. Where `found` raises, what came before it is a chunk first."""
+    chunk, chars = [], 0
+    try:
+        for item in found:
+            chunk.append(item)
+            chars += len(item.text or "")
+            if len(chunk) == CHUNK_ROWS or chars >= CHUNK_CHARS:
+                yield chunk
+                chunk, chars = [], 0
+    except (ValueError, OSError) as error:
+        if chunk:
+            yield chunk
+        raise error
+    if chunk:
+        yield chunk
 
 
 def score_chunk(model, tokenizer, task, chunk, threshold, temperature, batch_tokens) -> list[dict]:
     texts = [item.text for item in chunk if item.text is not None]
-    scores = iter(positive(score(model, tokenizer, task, texts, batch_tokens=batch_tokens).numpy(), temperature).tolist())
-    lines = []
+    reading = read(model, tokenizer, task, texts, batch_tokens=batch_tokens)
+    scores, lines = iter(zip(positive(reading.P.numpy(), temperature).tolist(), reading.left_out.tolist())), []
     for item in chunk:
-        p = None if item.text is None else next(scores)
-        lines.append({"id": item.id, "P": p, "decision": None if p is None or threshold is None else p > threshold, **item.about})
+        p, cut = (None, 0) if item.text is None else next(scores)
+        lines.append({"id": item.id, "P": p, "decision": None if p is None or threshold is None else p > threshold, **item.about,
+                      **({"left_out": cut} if cut else {})})
     return lines
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import torch
 
+from minimon.distributed import rank
 from minimon.files import open_tensors, read_json, read_text, tensor, write_json, write_tensors, write_text
 
 # what may differ from the saved run
-FREE_ON_RESUME = {"out", "overwrite", "resume", "save_every", "device", "batch_tokens", "epsilon", "base_scores"}
+FREE_ON_RESUME = {"out", "overwrite", "resume", "save_every", "device", "batch_tokens", "epsilon", "base_scores", "shard"}
 OURS = ("settings.json", "provenance.json", "log.jsonl", "labels.jsonl", "state.safetensors", "adapter_config.json",
         "adapter_model.safetensors", "scores.jsonl", "report.json", "report.md", "report.png")
 
@@ -52,8 +53,9 @@ def load_state(out: Path, adapter: dict, optimizer) -> int:
     """Back to the last save; the log is cut there. A run stopped before its first save starts over."""
     path, log = out / "state.safetensors", out / "log.jsonl"
     step = read_state(path, adapter, optimizer) if path.exists() else 0
-    lines = read_text(log).splitlines(keepends=True)[:step] if log.exists() else []
-    write_text(log, "".join(lines))
+    if rank() == 0:
+        lines = read_text(log).splitlines(keepends=True)[:step] if log.exists() else []
+        write_text(log, "".join(lines))
     return step
 
 

@@ -44,6 +44,9 @@ class Mixture:
     instruct: Instruct | None
     max_chars: int | None = None               # limit on every task's texts
 
+    def all_tasks(self) -> list[Task]:
+        return self.train + [task for groups in self.splits.values() for tasks in groups.values() for task in tasks]
+
     def train_rows(self, task: Task, seed: int) -> list[Row]:
         return task.select("train", self.cap, balance=self.balance, seed=seed)
 

@@ -61,6 +61,7 @@ class Tokenizer:
         self.control_ids = set(self.control.values()) - {unknown}                      # any character may be an unknown one
         self.path, self.source, self.where, self.template = path, source, where, compile_template(source, where, date)
         self.special, self.eos = special, special.get("eos_token")
+        self.max_tokens = self.max_positions = None                                    # limits on a row: batch.fit
         self.prepare_holding()
         user = {"role": "user", "content": " ".join(["text", *map(str, self.control_ids)])}
         self.has_system = False

@@ -13,14 +13,16 @@ PACKAGE = sorted((ROOT / "minimon").glob("*.py"))
 SCRIPTS = [ROOT / "train.py", ROOT / "eval.py"]
 RUNTIME = {"torch", "tokenizers", "safetensors", "numpy", "jinja2", "huggingface_hub", "tqdm", "matplotlib"}
 IMPORTS = {                                    # module: what of minimon it may import
-    "files": set(), "ops": set(), "rope": {"ops"}, "loss": set(), "metrics": set(), "cli": set(), "logs": {"files"}, "study_figures": set(),
-    "__init__": set(), "config": {"files", "rope"}, "template": {"files"}, "tokenizer": {"files", "template"}, "lora": {"files", "ops"},
-    "state": {"files"}, "known": {"files"}, "instruct": {"files", "loss"}, "provenance": {"files", "records", "tasks"},
+    "files": set(), "ops": set(), "rope": {"ops"}, "loss": set(), "metrics": set(), "distributed": set(), "cli": {"distributed"},
+    "logs": {"files"}, "study_figures": set(), "__init__": set(), "config": {"files", "rope"}, "template": {"files"},
+    "tokenizer": {"files", "template"}, "lora": {"files", "ops"}, "state": {"distributed", "files"}, "known": {"files"},
+    "instruct": {"files", "loss"}, "provenance": {"files", "records", "tasks"},
     "records": {"files", "logs"}, "transcript": {"records"}, "task": {"files", "records", "transcript"}, "tasks": {"files", "instruct", "task"},
     "model": {"config", "ops", "rope"}, "checkpoint": {"config", "model", "files"}, "batch": {"instruct", "tasks", "tokenizer"},
-    "generate": {"batch", "model"}, "evaluate": {"batch", "generate", "lora", "metrics", "model", "tasks", "tokenizer"},
+    "generate": {"batch", "model"}, "memory": {"batch"}, "plan": {"batch", "cli", "distributed", "instruct", "tasks"},
+    "evaluate": {"batch", "distributed", "generate", "lora", "memory", "metrics", "model", "tasks", "tokenizer"},
     "attack": {"evaluate", "lora", "metrics", "tasks"}, "elicit": {"evaluate", "files", "metrics", "tasks"}, "calibrate": {"files", "metrics"},
-    "scoring": {"calibrate", "evaluate", "files", "logs", "records", "tasks", "transcript"}, "figure": {"metrics"},
+    "scoring": {"calibrate", "distributed", "evaluate", "files", "logs", "records", "tasks", "transcript"}, "figure": {"metrics"},
     "report": {"figure", "files", "metrics"}, "baselines": {"batch", "evaluate", "metrics", "tasks"}, "findings": {"metrics"},
     "study_results": {"baselines", "findings", "metrics"},
     "study": {"checkpoint", "cli", "files", "report", "study_figures", "study_results", "tasks", "tokenizer"},

@@ -14,39 +14,12 @@ import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from common import QWEN3, SHAPES, write_checkpoint
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from minimon.checkpoint import load_model  # noqa: E402
-from minimon.config import config_from_dict  # noqa: E402
-from minimon.model import Decoder  # noqa: E402
+from minimon.checkpoint import load_model
 
-QWEN3_06B = dict(model_type="qwen3", vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28,
-                 num_attention_heads=16, num_key_value_heads=8, head_dim=128, rope_theta=1_000_000.0, tie_word_embeddings=True)
+SHAPE = {**QWEN3, **SHAPES["qwen3-0.6b"]}
 SHARD = 300 * 2 ** 20                          # bytes, or one tensor
-
-
-def write_checkpoint(directory: Path) -> None:
-    (directory / "config.json").write_text(json.dumps(QWEN3_06B))
-    with torch.device("meta"):
-        model = Decoder(config_from_dict(QWEN3_06B))
-    shapes = {name: value.shape for name, value in model.state_dict().items() if name != "lm_head.weight"}
-    weight_map, shard, size = {}, {}, 0
-
-    def flush():
-        name = f"model-{len(set(weight_map.values())) + 1:05}.safetensors"
-        save_file(shard, directory / name, {"format": "pt"})
-        weight_map.update(dict.fromkeys(shard, name))
-        shard.clear()
-
-    for name, shape in shapes.items():
-        shard[name] = torch.empty(shape, dtype=torch.bfloat16).uniform_(-0.05, 0.05)
-        size += 2 * shape.numel()
-        if size > SHARD:
-            flush()
-            size = 0
-    flush()
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
 
 
 def anonymous() -> int:
@@ -80,7 +53,7 @@ if __name__ == "__main__":
         print(json.dumps(measure(*sys.argv[2:])))
         sys.exit()
     with tempfile.TemporaryDirectory() as directory:
-        write_checkpoint(Path(directory))
+        write_checkpoint(Path(directory), SHAPE, torch.bfloat16, SHARD)
         for dtype in ("bfloat16", "float32"):
             command = [sys.executable, __file__, "--load", directory, dtype]
             line = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()

@@ -1,0 +1,88 @@
+"""What a run trains on, step by step: phases of classification and instruction following, their groups and their learning rates.
+
+`settings` are train.py's.
+"""
+
+import math
+from pathlib import Path
+
+from minimon.batch import Group, training_order
+from minimon.cli import check_device
+from minimon.distributed import deal, rank
+from minimon.instruct import Conversation, load_conversations
+from minimon.tasks import Mixture
+
+PARTS = {"loss": False, "instruct_loss": True}             # of a step: whether the rows are conversations
+
+
+def check_settings(settings) -> None:
+    """Raises ValueError for what the command line got wrong."""
+    for name in ("steps", "batch_size", "group_size", "batch_tokens", "save_every", "r", "instruct_steps", "label_samples"):
+        value = getattr(settings, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')}: expected a positive number, got {value}")
+    if not 0 <= settings.epsilon <= 1:
+        raise ValueError(f"--epsilon: expected a number in [0, 1], got {settings.epsilon}")
+    if settings.instruct_fraction is not None and not 0 < settings.instruct_fraction < 1:
+        raise ValueError(f"--instruct-fraction: expected a number between 0 and 1, got {settings.instruct_fraction}")
+    for name in ("lr", "instruct_lr"):
+        if not (0 < getattr(settings, name) < float("inf")):
+            raise ValueError(f"--{name.replace('_', '-')}: expected a positive number, got {getattr(settings, name)}")
+    if settings.init_adapter and not (Path(settings.init_adapter) / "adapter_config.json").is_file():
+        raise ValueError(f"--init-adapter: expected a directory with adapter_config.json, found none in {settings.init_adapter}")
+    check_device(settings.device)
+
+
+def instruction_plan(settings, mixture: Mixture) -> tuple[list[tuple[int, float, float]], list[Conversation]]:
+    """-> phases [(steps, peak learning rate, share of rows that are conversations)], conversations."""
+    given = mixture.instruct
+    schedule = settings.instruct or (given.schedule if given else "none")
+    if schedule == "none":
+        return [(settings.steps, settings.lr, 0.0)], []
+    if not given:
+        raise ValueError(f"--instruct {schedule}: expected instruction data in {mixture.path}, got no table [instruct]; "
+                         'add one with rows = "FILE.jsonl", a line {"messages": [...]} each')
+    new = {task.prompt for split, groups in mixture.splits.items() if split != "trained" for tasks in groups.values() for task in tasks}
+    conversations = load_conversations(given.path, new)
+    fraction = settings.instruct_fraction or given.fraction
+    return {"joint": [(settings.steps, settings.lr, fraction)], "only": [(settings.steps, settings.lr, 1.0)],
+            "after": [(settings.steps, settings.lr, 0.0), (settings.instruct_steps, settings.instruct_lr, 1.0)]}[schedule], conversations
+
+
+def training_steps(settings, mixture: Mixture, rows: dict, phases, conversations) -> list[tuple[list[Group], float]]:
+    """(groups, learning rate) of each step. rows: of each training task."""
+    plan = []
+    for steps, lr, fraction in phases:
+        order = training_order(mixture, rows, conversations, settings.seed, steps, settings.batch_size, settings.group_size, fraction)
+        plan += [(groups, lr * lr_factor(i, steps, settings)) for i, groups in enumerate(order)]
+    return plan
+
+
+def lr_factor(step: int, steps: int, settings) -> float:
+    """Of a phase's peak learning rate: linear warm-up, then linear or cosine decay to zero after its last step."""
+    if step < settings.warmup:
+        return (step + 1) / settings.warmup
+    done = (step - settings.warmup) / max(steps - settings.warmup, 1)
+    return 1 - done if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+
+def share_of(groups, together: bool):
+    """[(group, weight)] of this process, dealt out by length. Where all have to take part in every pass, since each holds a piece of the
+    base, who has fewer groups of a kind than another repeats one, with weight 0."""
+    kinds = [[group for group in groups if (group.task is None) == talk] for talk in PARTS.values()] if together else [groups]
+    mine = []
+    for kind in filter(None, kinds):
+        shares = deal([sum(len(row.text) for row in group.rows) for group in kind])
+        mine += [(kind[i], 1) for i in shares[rank()]]
+        mine += [(kind[0], 0)] * (max(map(len, shares)) - len(shares[rank()])) if together else []
+    return mine
+
+
+def halved(share):
+    """[(group, weight)] with each task's groups in two; conversations as they are, since their loss is a mean over the group's tokens. []
+    where there is nothing left to halve."""
+    parts = []
+    for group, weight in share:
+        middle = (len(group.rows) + 1) // 2 if group.task else len(group.rows)
+        parts += [(Group(group.task, rows), weight) for rows in (group.rows[:middle], group.rows[middle:]) if rows]
+    return parts if len(parts) > len(share) else []

@@ -1,0 +1,70 @@
+"""The benchmarks run: minimon's side of each in its smallest shape; what they count; a side out of memory. No times are asked for."""
+
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+FOLDER = Path(__file__).resolve().parent / "benchmarks"
+SMALL = ["--prefix", "12", "--suffix", "5", "--batch", "3", "--new", "4", "--repeats", "2"]
+
+
+@pytest.fixture
+def load(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return lambda name: runpy.run_path(str(FOLDER / f"{name}.py"))
+
+
+@pytest.mark.parametrize("name", ["train_step", "scoring", "loss", "decoding"])
+def test_minimons_side_of_each_benchmark_runs_and_is_summed_up(name, load, tmp_path):
+    benchmark = load(name)
+    common = benchmark["common"]
+    o = common.options("", SMALL, {})
+    common.write_inputs(tmp_path, o)
+    side = benchmark["SIDES"]["minimon"](o, tmp_path)
+    assert len(side["seconds"]) == 2 and side["value"]
+    result = common.summary(o, {"minimon": side, common.BEST: {**side, "seconds": [2 * second for second in side["seconds"]]},
+                                "peer, default": {"error": "out of memory"}}, benchmark["flops"](o, common.config_of(o)))
+    assert result["ratio_time"] == pytest.approx(0.5) and result["ratio_memory"] == 1 and result["agree"] and 0 < result["utilisation"] < 1
+    assert "out of memory" in common.table(result) and "they agree" in common.table(result)
+
+
+def test_a_benchmark_is_a_command_whose_sides_are_processes():
+    done = subprocess.run([sys.executable, FOLDER / "train_step.py", *SMALL, "--no-peers", "--json"], capture_output=True, text=True,
+                          timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["shape"] == "tiny" and len(result["sides"]["minimon"]["seconds"]) == 2 and result["sides"]["minimon"]["peak_bytes"] > 1e6
+
+
+def test_a_side_that_runs_out_of_memory_is_a_row(load, monkeypatch, tmp_path):
+    common = load("train_step")["common"]
+    monkeypatch.setattr(common.resource, "setrlimit", lambda *limits: None)
+    o = common.options("", SMALL, {})
+    assert common.limited(lambda o, folder: torch.empty(2 ** 50), o, tmp_path) == {"error": "out of memory"}
+    with pytest.raises(RuntimeError, match="another"):
+        common.limited(lambda o, folder: (_ for _ in ()).throw(RuntimeError("another")), o, tmp_path)
+
+
+def test_the_flops_needed_are_those_of_the_matrix_products(load):
+    """Counted by PyTorch itself over a forward pass with the adapter, prefix and one position; attention apart."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from minimon.lora import add_lora
+    from minimon.model import Decoder
+    common = load("train_step")["common"]
+    o = common.options("", SMALL, {})
+    config, need = common.config_of(o), common.Need(common.config_of(o), 12, 5, 3, o.r)
+    model = Decoder(config).requires_grad_(False)
+    add_lora(model, o.r, 2 * o.r)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        hidden = model(torch.ones(3, 5, dtype=torch.long), model.prefix(torch.ones(1, 12, dtype=torch.long)), at=torch.tensor([4, 4, 4]))
+        model.logits(hidden)
+    counted = sum(value for name, value in counter.get_flop_counts()["Global"].items() if "attention" not in str(name))
+    queries = 12 * (64 * 64 + o.r * (64 + 64))                                         # of the prefix in the last block: may be computed
+    assert counted - 2 * (need.base + need.lora + need.head) in (0, 2 * queries)

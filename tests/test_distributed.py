@@ -1,0 +1,146 @@
+"""Two real processes over gloo against one: the same adapter, the same scores; a process that dies; shards. And how work is dealt out."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from minimon import distributed, plan
+from test_regimes import talking  # noqa: F401
+from test_train import ROOT, signals  # noqa: F401
+
+WORDS = ["--steps", 20, "--batch-size", 12, "--group-size", 5, "--warmup", 1, "--save-every", 4, "--instruct", "joint",
+         "--instruct-fraction", 0.3]                       # groups of 5, 3 and 1 rows, and of conversations
+
+
+def start(*words, processes=2):
+    """The processes of a run, as torchrun starts them."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={
+        **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(port)}) for rank in range(processes)]
+
+
+def finish(found, code=0):
+    """(standard output, standard error) of each."""
+    texts = [process.communicate(timeout=300) for process in found]
+    assert all(process.returncode == code for process in found), texts
+    return texts
+
+
+def distance(out, other):
+    """Norm of the difference of two adapters over the norm of one."""
+    a, b = (torch.cat([tensor.flatten() for _, tensor in sorted(load_file(run / "adapter_model.safetensors").items())])
+            for run in (out, other))
+    return ((a - b).norm() / b.norm()).item()
+
+
+def log(out):
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def one(talking, tmp_path_factory):  # noqa: F811
+    """A finished run of one process, left alone."""
+    out = tmp_path_factory.mktemp("runs") / "one"
+    done = subprocess.run([sys.executable, "train.py", "--mixture", str(talking), *map(str, WORDS), "--out", str(out)], cwd=ROOT)
+    assert done.returncode == 0
+    return out
+
+
+def test_two_processes_train_the_adapter_of_one_and_only_the_first_speaks(one, talking, tmp_path):  # noqa: F811
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py", "--mixture", talking, *WORDS]
+    done = subprocess.run([sys.executable, *map(str, words), "--out", tmp_path / "two"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert distance(tmp_path / "two", one) < 1e-4
+    for line, expected in zip(log(tmp_path / "two"), log(one), strict=True):
+        assert line["tokens"] == expected["tokens"] and line["step"] == expected["step"]
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-3) and line.get("instruct_loss") == pytest.approx(
+            expected.get("instruct_loss"), rel=1e-3)
+    assert done.stdout.count("inter-task generalization") == 1 and done.stdout.count("frozen parameters") == 1
+    assert json.loads((tmp_path / "two/report.json").read_text())["run"]["processes"] == 2
+
+
+def test_two_processes_evaluate_and_score_as_one_does(one, tmp_path):
+    finish(start("eval.py", "--adapter", one, "--out", tmp_path / "two"))
+    assert (tmp_path / "two/scores.jsonl").read_bytes() == (one / "scores.jsonl").read_bytes()
+
+
+def test_two_processes_score_a_file_in_its_order(one, tmp_path):
+    rows = [{"id": i, "text": f"Posts the door code {i}" * (i % 3 + 1)} for i in range(600)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["eval.py", "--adapter", one, "--score", tmp_path / "t.jsonl", "--task", f"{ROOT}/data/tasks/far.toml#home-threaten"]
+    (first, _), (second, _) = finish(start(*words))
+    assert first == finish(start(*words, processes=1))[0][0] and first.count("\n") == 600 and not second
+
+
+def test_a_process_that_dies_ends_the_run_in_one_line_and_one_process_resumes_it(one, talking, tmp_path):  # noqa: F811
+    """In shards, so that they are tried as well."""
+    out = tmp_path / "x"
+    words = ["train.py", "--mixture", talking, *WORDS, "--out", out]
+    first, second = start(*words, "--shard")
+    while not (out / "state.safetensors").exists() and first.poll() is None:
+        time.sleep(0.01)
+    second.kill()
+    (_, error), _ = first.communicate(timeout=300), second.communicate()
+    lines = [line for line in re.split(r"[\r\n]+", error) if line.strip() and not line.startswith("train:")]
+    assert first.returncode == 2, error
+    assert len(lines) == 1 and lines[0].startswith("error: another process of this run has ended") and "--resume" in lines[0], error
+    done = subprocess.run([sys.executable, *map(str, words), "--resume"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert distance(out, one) < 1e-4 and [line["step"] for line in log(out)] == list(range(1, 21))
+
+
+def test_a_mistake_is_said_once(tmp_path):
+    texts = finish(start("train.py", "--mixture", tmp_path / "none.toml", "--out", tmp_path / "o"), 2)
+    assert sorted(error.count("error: ") for _, error in texts) == [0, 1]
+
+
+# ---- in this process -----------------------------------------------------------------------------------------------------------
+
+
+def test_work_is_dealt_out_evenly_and_wholly(monkeypatch):
+    monkeypatch.setattr(distributed, "size", lambda: 3)
+    shares = distributed.deal([5, 1, 4, 4, 2, 2])
+    assert sorted(i for share in shares for i in share) == list(range(6)) and all(share == sorted(share) for share in shares)
+    assert [sum([5, 1, 4, 4, 2, 2][i] for i in share) for share in shares] == [6, 6, 6]
+    assert distributed.deal([7]) == [[0], [], []] and distributed.deal([]) == [[], [], []]
+
+
+def test_with_shards_every_process_passes_as_often_for_each_kind_of_group(monkeypatch):
+    class Group:
+        def __init__(self, task, length):
+            self.task, self.rows = task, [type("Row", (), {"text": "x" * length})]
+    groups = [Group("a", 3), Group("b", 9), Group("c", 2), Group(None, 4)]
+    shares = {}
+    for size, rank in ((1, 0), (2, 0), (2, 1)):
+        monkeypatch.setattr(distributed, "size", lambda size=size: size)
+        monkeypatch.setattr(plan, "rank", lambda rank=rank: rank)
+        shares[size, rank] = plan.share_of(groups, True)
+    assert shares[1, 0] == [(group, 1) for group in groups]
+    for both in zip(shares[2, 0], shares[2, 1], strict=True):
+        assert both[0][0].task is None or both[1][0].task is not None
+    real = [group for rank in range(2) for group, weight in shares[2, rank] if weight]
+    assert len(real) == 4 and set(real) == set(groups)
+
+
+def test_shards_need_several_processes():
+    with pytest.raises(ValueError, match="--shard: expected several processes.*torchrun"):
+        distributed.shard(torch.nn.Module(), "cpu")
+
+
+def test_one_process_gets_what_it_gave():
+    parameter = torch.nn.Parameter(torch.ones(2))
+    assert distributed.sum_gradients([parameter], [1.5, 3]) == [1.5, 3] and parameter.grad is None
+    assert distributed.start("cpu") == "cpu" and distributed.from_first(lambda: 5) == 5
+    assert distributed.each([1, 2], lambda i: -i, None) == [0, -1] and signal.SIGTERM
