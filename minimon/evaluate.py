@@ -130,7 +130,7 @@ def summary_sides(model, tokenizer, pairs, options: Options, batch_tokens, on_ro
 
 
 def as_side(reading: Reading, well_formed: np.ndarray | None = None) -> dict[str, np.ndarray]:
-    side = {"P": reading.P.numpy(), "label_mass": reading.label_mass.numpy(), "left_out": reading.left_out.numpy()}
+    side = {"P": reading.P.numpy(), "label_mass": reading.label_mass.numpy(), "left_out": reading.left_out.float().numpy()}
     return side if well_formed is None else {**side, "well_formed": well_formed}
 
 

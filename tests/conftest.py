@@ -11,3 +11,4 @@ ROOT = Path(__file__).resolve().parent.parent
 for folder in (ROOT, ROOT / "data"):           # train.py, eval.py, world.py and pretrain.py are scripts, not parts of the package
     sys.path.insert(0, str(folder))
 torch.set_num_threads(1)
+from small_world import signals, world  # noqa: E402, F401

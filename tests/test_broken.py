@@ -422,7 +422,7 @@ def test_zipped_logs(tmp_path, name):
 
 
 def test_transcripts_to_score(folder, monkeypatch):
-    monkeypatch.setattr(scoring, "score", lambda model, tokenizer, task, texts, **options: torch.full((len(texts), 2), 0.5))
+    monkeypatch.setattr(scoring, "read", lambda model, tokenizer, task, texts, **options: tiny.undecided(len(texts)))
     path = folder / "in.jsonl"
     path.write_text(lines(rows()))
     task = load_task(folder / "t.toml")

@@ -14,11 +14,14 @@ import torch
 from safetensors.torch import load_file
 
 from minimon import distributed, plan
-from test_regimes import talking  # noqa: F401
-from test_train import ROOT, signals  # noqa: F401
+from test_train import ROOT
 
 WORDS = ["--steps", 20, "--batch-size", 12, "--group-size", 5, "--warmup", 1, "--save-every", 4, "--instruct", "joint",
          "--instruct-fraction", 0.3]                       # groups of 5, 3 and 1 rows, and of conversations
+
+
+def of(world) -> list:
+    return ["--model", world / "base", "--mixture", world / "talking.toml", *WORDS]
 
 
 def start(*words, processes=2):
@@ -50,16 +53,15 @@ def log(out):
 
 
 @pytest.fixture(scope="module")
-def one(talking, tmp_path_factory):  # noqa: F811
+def one(world, tmp_path_factory):
     """A finished run of one process, left alone."""
     out = tmp_path_factory.mktemp("runs") / "one"
-    done = subprocess.run([sys.executable, "train.py", "--mixture", str(talking), *map(str, WORDS), "--out", str(out)], cwd=ROOT)
-    assert done.returncode == 0
+    finish(start("train.py", *of(world), "--out", out, processes=1))
     return out
 
 
-def test_two_processes_train_the_adapter_of_one_and_only_the_first_speaks(one, talking, tmp_path):  # noqa: F811
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py", "--mixture", talking, *WORDS]
+def test_two_processes_train_the_adapter_of_one_and_only_the_first_speaks(one, world, tmp_path):
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py", *of(world)]
     done = subprocess.run([sys.executable, *map(str, words), "--out", tmp_path / "two"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert distance(tmp_path / "two", one) < 1e-4
@@ -76,18 +78,18 @@ def test_two_processes_evaluate_and_score_as_one_does(one, tmp_path):
     assert (tmp_path / "two/scores.jsonl").read_bytes() == (one / "scores.jsonl").read_bytes()
 
 
-def test_two_processes_score_a_file_in_its_order(one, tmp_path):
+def test_two_processes_score_a_file_in_its_order(one, world, tmp_path):
     rows = [{"id": i, "text": f"Posts the door code {i}" * (i % 3 + 1)} for i in range(600)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["eval.py", "--adapter", one, "--score", tmp_path / "t.jsonl", "--task", f"{ROOT}/data/tasks/far.toml#home-threaten"]
+    words = ["eval.py", "--adapter", one, "--score", tmp_path / "t.jsonl", "--task", f"{world}/t.toml#new"]
     (first, _), (second, _) = finish(start(*words))
     assert first == finish(start(*words, processes=1))[0][0] and first.count("\n") == 600 and not second
 
 
-def test_a_process_that_dies_ends_the_run_in_one_line_and_one_process_resumes_it(one, talking, tmp_path):  # noqa: F811
+def test_a_process_that_dies_ends_the_run_in_one_line_and_one_process_resumes_it(one, world, tmp_path):
     """In shards, so that they are tried as well."""
     out = tmp_path / "x"
-    words = ["train.py", "--mixture", talking, *WORDS, "--out", out]
+    words = ["train.py", *of(world), "--out", out]
     first, second = start(*words, "--shard")
     while not (out / "state.safetensors").exists() and first.poll() is None:
         time.sleep(0.01)

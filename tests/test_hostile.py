@@ -21,7 +21,8 @@ from minimon.records import ROWS as READ
 from minimon.tasks import bare, load_mixture, load_task, near_duplicates
 from minimon.tokenizer import load_tokenizer
 from minimon.transcript import text_of
-from test_interrupt import WHOLE, settings, signals, whole, world  # noqa: F401
+from small_world import settings
+from test_interrupt import WHOLE, whole
 
 ANY = st.text(st.characters(exclude_categories=()), max_size=60)                        # halves of surrogate pairs as well
 JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | ANY,
@@ -85,7 +86,7 @@ def test_any_inspect_log_is_read_or_refused_by_name(tmp_path_factory, messages, 
 
 @MANY
 @given(ANY, ANY)
-def test_no_text_speaks_as_the_template(world, before, after):  # noqa: F811
+def test_no_text_speaks_as_the_template(world, before, after):
     """Whatever stands in a text: as many control tokens as in a plain one."""
     tokenizer = TOKENIZERS.setdefault(world, load_tokenizer(world / "base", date="2026-01-31"))
 
@@ -109,7 +110,7 @@ def test_near_duplicates_are_told_by_letters_alone(text):
 # ---- texts -------------------------------------------------------------------------------------------------------------------------
 
 
-def test_every_hostile_text_is_scored_and_reported_as_any_row(world, tmp_path, capsys):  # noqa: F811
+def test_every_hostile_text_is_scored_and_reported_as_any_row(world, tmp_path, capsys):
     out, _ = whole(world, "none")
     rows = [{"id": name, "text": text} for name, text in HOSTILE.items()] + [{"id": "\ud800", "text": "x"}]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -119,7 +120,7 @@ def test_every_hostile_text_is_scored_and_reported_as_any_row(world, tmp_path, c
     assert all(0 < line["P"] < 1 and line["decision"] == (line["P"] > 0.5) for line in lines)
 
 
-def test_a_run_over_hostile_texts_is_trained_measured_and_reported(world, tmp_path):  # noqa: F811
+def test_a_run_over_hostile_texts_is_trained_measured_and_reported(world, tmp_path):
     for path in world.iterdir():
         if path.is_file():
             shutil.copy(path, tmp_path / path.name)
@@ -132,7 +133,7 @@ def test_a_run_over_hostile_texts_is_trained_measured_and_reported(world, tmp_pa
     assert report["splits"]["new_domain"]["tasks"][0]["n"] == 4 and (tmp_path / "x/report.md").read_text().isprintable() is False
 
 
-def test_a_very_long_text_is_scored(world):  # noqa: F811
+def test_a_very_long_text_is_scored(world):
     task, tokenizer, model = load_task(world / "t.toml", "new"), load_tokenizer(world / "base", date="2026-01-31"), load_model(world / "base")
     P = score(model, tokenizer, task, ["x" * 8000, "short", ""])
     assert P.isfinite().all() and P[1:].equal(score(model, tokenizer, task, ["short", ""])) or (P[1:] - score(model, tokenizer, task, ["short", ""])).abs().max() < 1e-5
@@ -146,7 +147,7 @@ def test_clusters_of_long_texts_take_no_more_than_the_texts():
     assert scores.clusters.nbytes < 10_000 and len(np.unique(scores.clusters)) == len(texts)
 
 
-def test_scores_that_are_not_finite_stop_it_by_name(world, tmp_path, capsys):  # noqa: F811
+def test_scores_that_are_not_finite_stop_it_by_name(world, tmp_path, capsys):
     """Never a decision on no number."""
     task, tokenizer, model = load_task(world / "t.toml", "new"), load_tokenizer(world / "base", date="2026-01-31"), load_model(world / "base")
     model.model.norm.weight.fill_(float("nan"))
@@ -183,7 +184,7 @@ def test_a_line_of_an_attack_is_what_it_says():
     assert lines[1]["adapter"] == {"shift": pytest.approx(-0.05), "auroc": 0.0, "auroc_hidden": 0.0}
 
 
-def test_eval_measures_attacks_with_base_and_adapter_side_by_side(world, tmp_path, capsys):  # noqa: F811
+def test_eval_measures_attacks_with_base_and_adapter_side_by_side(world, tmp_path, capsys):
     out, _ = whole(world, "none")
     assert evaluation.main(evaluation.Settings(adapter=str(out), attack=True, out=str(tmp_path))) == 0
     report, plain = (json.loads((folder / "report.json").read_text()) for folder in (tmp_path, out))
@@ -204,7 +205,7 @@ def test_eval_measures_attacks_with_base_and_adapter_side_by_side(world, tmp_pat
 # ---- provenance and leakage ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_records_what_it_came_of(world):  # noqa: F811
+def test_a_run_records_what_it_came_of(world):
     out, _ = whole(world, "none")
     told, run = json.loads((out / "provenance.json").read_text()), json.loads((out / "report.json").read_text())["run"]
     assert set(told["versions"]) == {"python", "minimon", "torch", "tokenizers", "safetensors", "numpy", "cuda"} and told["command"]
@@ -214,7 +215,7 @@ def test_a_run_records_what_it_came_of(world):  # noqa: F811
     assert all(run[key] == told[key] for key in told)
 
 
-def test_an_adapter_of_another_base_is_refused_unless_told(world, tmp_path, capsys):  # noqa: F811
+def test_an_adapter_of_another_base_is_refused_unless_told(world, tmp_path, capsys):
     out, _ = whole(world, "none")
     shutil.copytree(world / "base", tmp_path / "base")
     path = tmp_path / "base/model.safetensors"
@@ -235,7 +236,7 @@ def test_an_adapter_of_another_base_is_refused_unless_told(world, tmp_path, caps
     assert evaluation.main(evaluation.Settings(**same | {"adapter": str(tmp_path / "run")})) == 0
 
 
-def test_near_duplicates_across_the_split_are_counted_and_equal_ones_refused(world, tmp_path):  # noqa: F811
+def test_near_duplicates_across_the_split_are_counted_and_equal_ones_refused(world, tmp_path):
     for path in world.iterdir():
         if path.is_file():
             shutil.copy(path, tmp_path / path.name)

@@ -14,74 +14,14 @@ from dataclasses import replace
 
 import pytest
 
-import tiny
-import toy_tokenizers
 import train
 from minimon import files
 from minimon.cli import one_line_errors, stop_signals
 from minimon.files import open_tensors
+from small_world import settings
 
 REGIMES = {"none": {}, "joint": {"instruct": "joint"}, "after": {"instruct": "after", "instruct_steps": 8}, "only": {"instruct": "only"},
            "self": {"labels": "self", "label_samples": 2}}
-MIXTURE = """
-[train]
-tasks = ["t.toml#old"]
-cap = 12
-[instruct]
-rows = "talks.jsonl"
-[eval]
-rows = 4
-[eval.new_domain]
-tasks = ["t.toml#new"]
-[eval.thinking]
-max_new_tokens = 6
-tasks = ["t.toml#new"]
-[eval.summary]
-max_new_tokens = 6
-tasks = ["t.toml#new"]
-"""
-TASK = """[[task]]
-name = "{name}"
-domain = "{name}"
-prompt = "Is it {name}?"
-rows = "{name}.jsonl"
-text = "text"
-label = "y"
-labels = {{ Yes = [1], No = [0] }}
-split = "split"
-"""
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A base of two tiny layers with a chat template, and a mixture with every split that decodes."""
-    folder = tmp_path_factory.mktemp("world")
-    toy_tokenizers.write_checkpoint(folder / "base", toy_tokenizers.by_hand(), toy_tokenizers.TEMPLATES["qwen3"])
-    size = len(json.loads((folder / "base/tokenizer.json").read_text())["model"]["vocab"]) + 40
-    tiny.write_checkpoint(folder / "base", dict(tiny.QWEN3, vocab_size=size, num_hidden_layers=2, max_position_embeddings=512))
-    for name in ("old", "new"):
-        rows = [{"text": f"{name} {i} of {i % 2}", "y": i % 2, "split": "train" if i < 12 else "test"} for i in range(20)]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "t.toml").write_text(TASK.format(name="old") + TASK.format(name="new"))
-    talks = [{"messages": [{"role": "user", "content": f"Say {i}."}, {"role": "assistant", "content": f"It is {i}."}]} for i in range(12)]
-    (folder / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
-    (folder / "m.toml").write_text(MIXTURE)
-    return folder
-
-
-@pytest.fixture(autouse=True)
-def signals():
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
-
-
-def settings(world, out, **changes):
-    return replace(train.Settings(model=str(world / "base"), mixture=str(world / "m.toml"), steps=16, batch_size=6, group_size=3, warmup=1,
-                                  save_every=3, date="2026-01-31", out=str(out)), **changes)
-
-
 def forked(chosen, before=None, told=os.devnull) -> int:
     """The id of a process that runs train.py with these settings; `before` is called in it first. What it prints goes into files that
     begin with `told`."""

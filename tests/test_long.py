@@ -19,7 +19,7 @@ from minimon.memory import in_batches
 from minimon.tasks import load_task
 from minimon.tokenizer import load_tokenizer
 from test_model import QWEN3, loss_and_gradients, plain_answers, rows, same, tiny
-from test_train import ROOT, mixture, report, run, settings, signals  # noqa: F401
+from test_train import ROOT, mixture, report, run, settings  # noqa: F401
 
 TASK = load_task(ROOT / "data/tasks/far.toml", "home-threaten")
 LONG = " ".join(f"word{i} é 日本 \U0001f980," for i in range(400))

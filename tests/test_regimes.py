@@ -16,26 +16,11 @@ from minimon.known import Known
 from minimon.lora import adapter_tensors, add_lora
 from minimon.tasks import load_mixture
 from minimon.tokenizer import load_tokenizer
-from test_train import MIXTURE, ROOT, mixture, report, settings, signals  # noqa: F401
+from small_world import settings, talking
+from test_train import ROOT, report
 
 TALKS = [{"messages": [{"role": "system", "content": "How many lines are there?"}, {"role": "user", "content": f"line {i}\nline"},
                        {"role": "assistant", "content": "2" if i % 2 else "There are two of them."}]} for i in range(9)]
-DECODE = """
-[eval.thinking]
-rows = 2
-max_new_tokens = 4
-tasks = ["{tasks}/far.toml#home-threaten"]
-"""
-
-
-@pytest.fixture(scope="module")
-def talking(tmp_path_factory):
-    """The small mixture with instruction data and a split that thinks, four tokens at most."""
-    folder = tmp_path_factory.mktemp("talking")
-    (folder / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in TALKS))
-    text = MIXTURE.replace("cap = 16", "cap = 4").replace("[eval]", '[instruct]\nrows = "talks.jsonl"\n[eval]') + DECODE
-    (folder / "small.toml").write_text(text.format(tasks=ROOT / "data/tasks"))
-    return folder / "small.toml"
 
 
 def log(out):
@@ -81,28 +66,29 @@ def test_conversations_that_cannot_be_trained_on_are_refused_by_line(tmp_path, l
     assert "t.jsonl:3: " in str(error.value) and all(word in str(error.value) for word in words)
 
 
-def test_instruction_rows_are_a_share_of_each_step_or_a_phase_after(talking, tmp_path):
-    assert train.main(settings(talking, tmp_path / "joint", instruct="joint", instruct_fraction=0.5)) == 0
+def test_instruction_rows_are_a_share_of_each_step_or_a_phase_after(world, tmp_path):
+    assert train.main(talking(world, tmp_path / "joint", instruct="joint", instruct_fraction=0.5)) == 0
     assert all({"loss", "instruct_loss"} <= set(line) for line in log(tmp_path / "joint"))
-    assert train.main(settings(talking, tmp_path / "only", instruct="only")) == 0
+    assert train.main(talking(world, tmp_path / "only", instruct="only")) == 0
     assert all("instruct_loss" in line and "loss" not in line for line in log(tmp_path / "only"))
-    assert train.main(settings(talking, tmp_path / "after", instruct="after", instruct_steps=3, instruct_lr=1e-4)) == 0
+    assert train.main(talking(world, tmp_path / "after", instruct="after", instruct_steps=3, instruct_lr=1e-4)) == 0
     lines = log(tmp_path / "after")
     assert [("loss" in line, "instruct_loss" in line) for line in lines] == [(True, False)] * 4 + [(False, True)] * 3
     assert [line["lr"] for line in lines[4:]] == pytest.approx([1e-4, 1e-4, 5e-5]) and lines[0]["lr"] == 3e-3
     assert len({(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("joint", "only", "after")}) == 3
 
 
-def test_instruction_data_must_be_there_where_it_is_asked_for(mixture, tmp_path):  # noqa: F811
+def test_instruction_data_must_be_there_where_it_is_asked_for(world, tmp_path):
+    (world / "silent.toml").write_text((world / "m.toml").read_text().replace('[instruct]\nrows = "talks.jsonl"\n', ""))
     with pytest.raises(ValueError, match=r"--instruct joint: expected instruction data in .*\[instruct\]"):
-        train.main(settings(mixture, tmp_path / "x", instruct="joint"))
+        train.main(settings(world, tmp_path / "x", mixture=str(world / "silent.toml"), instruct="joint"))
     assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("regime", [dict(instruct="after", instruct_steps=3), dict(instruct="joint"), dict(labels="self", label_samples=2)],
                          ids=["after", "joint", "self"])
-def test_a_stopped_run_of_every_regime_goes_on_to_the_same_adapter(talking, tmp_path, monkeypatch, regime):
-    assert train.main(settings(talking, tmp_path / "whole", **regime)) == 0
+def test_a_stopped_run_of_every_regime_goes_on_to_the_same_adapter(world, tmp_path, monkeypatch, regime):
+    assert train.main(talking(world, tmp_path / "whole", **regime)) == 0
     whole, calls = train.step_gradient, []
 
     def step(*arguments):
@@ -113,31 +99,31 @@ def test_a_stopped_run_of_every_regime_goes_on_to_the_same_adapter(talking, tmp_
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "step_gradient", step)
-        assert train.main(settings(talking, tmp_path / "x", **regime)) == 143
-    assert train.main(settings(talking, tmp_path / "x", resume=True, **regime)) == 0
+        assert train.main(talking(world, tmp_path / "x", **regime)) == 143
+    assert train.main(talking(world, tmp_path / "x", resume=True, **regime)) == 0
     for name in ("adapter_model.safetensors", "scores.jsonl"):
         assert (tmp_path / "x" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert report(tmp_path / "x") == report(tmp_path / "whole")
     assert [line["step"] for line in log(tmp_path / "x")] == list(range(1, len(log(tmp_path / "whole")) + 1))
 
 
-def test_a_run_stopped_while_it_labels_goes_on(talking, tmp_path, monkeypatch):
+def test_a_run_stopped_while_it_labels_goes_on(world, tmp_path, monkeypatch):
     def stop(*arguments, on_rows, **keywords):
         os.kill(os.getpid(), signal.SIGINT)
         on_rows(1)
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "self_labels", stop)
-        assert train.main(settings(talking, tmp_path / "x", labels="self")) == 130
+        assert train.main(talking(world, tmp_path / "x", labels="self")) == 130
     assert not (tmp_path / "x/labels.jsonl").exists()
-    assert train.main(settings(talking, tmp_path / "x", labels="self", resume=True)) == 0 and (tmp_path / "x/report.json").exists()
+    assert train.main(talking(world, tmp_path / "x", labels="self", resume=True)) == 0 and (tmp_path / "x/report.json").exists()
 
 
-def test_self_labels_are_trained_on_and_gold_ones_only_tell_how_good_they_are(talking, tmp_path):
-    assert train.main(settings(talking, tmp_path / "x", labels="self")) == 0
-    small = load_mixture(talking)
+def test_self_labels_are_trained_on_and_gold_ones_only_tell_how_good_they_are(world, tmp_path):
+    assert train.main(talking(world, tmp_path / "x", labels="self")) == 0
+    small = load_mixture(world / "talking.toml")
     labels = load_labels(tmp_path / "x/labels.jsonl", small, 0)
-    assert len(labels) == 4 * len(small.train) and report(tmp_path / "x")["labels"] == label_quality(labels, small)
+    assert len(labels) == 12 * len(small.train) and report(tmp_path / "x")["labels"] == label_quality(labels, small)
     rows = labelled_rows(small, 0, labels)
     given = {(label["task"], label["where"]): label["label"] for label in labels}
     for task in small.train:
@@ -147,38 +133,36 @@ def test_self_labels_are_trained_on_and_gold_ones_only_tell_how_good_they_are(ta
     assert label_quality(turned, small)["right"] == pytest.approx(1 - label_quality(labels, small)["right"])
 
 
-def test_training_goes_on_from_an_adapter(talking, tmp_path):
-    assert train.main(settings(talking, tmp_path / "first", r=2, steps=2)) == 0
-    assert train.main(settings(talking, tmp_path / "next", steps=1, lr=1e-9, init_adapter=str(tmp_path / "first"))) == 0
+def test_training_goes_on_from_an_adapter(world, tmp_path):
+    assert train.main(talking(world, tmp_path / "first", r=2, steps=2)) == 0
+    assert train.main(talking(world, tmp_path / "next", steps=1, lr=1e-9, init_adapter=str(tmp_path / "first"))) == 0
     before, after = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("first", "next"))
     assert before.keys() == after.keys() and all((before[name] - after[name]).abs().max() < 1e-6 for name in before)
     with pytest.raises(ValueError, match="--init-adapter: expected a directory with adapter_config.json"):
-        train.main(settings(talking, tmp_path / "x", init_adapter=str(tmp_path)))
+        train.main(talking(world, tmp_path / "x", init_adapter=str(tmp_path)))
 
 
-def test_scores_of_the_base_are_shared_between_runs_and_not_between_bases(talking, tmp_path, monkeypatch):
+def test_scores_of_the_base_are_shared_between_runs_and_not_between_bases(world, tmp_path, monkeypatch):
     shared = dict(base_scores=str(tmp_path / "base.safetensors"), steps=1)
-    assert train.main(settings(talking, tmp_path / "a", **shared)) == 0
+    assert train.main(talking(world, tmp_path / "a", **shared)) == 0
     sides, whole = [], Known.put
     monkeypatch.setattr(Known, "put", lambda *arguments: sides.append(1) or whole(*arguments))
-    assert train.main(settings(talking, tmp_path / "b", **shared)) == 0 and not sides
+    assert train.main(talking(world, tmp_path / "b", **shared)) == 0 and not sides
     assert report(tmp_path / "b") == report(tmp_path / "a")
-    assert train.main(settings(talking, tmp_path / "c", steps=1)) == 0 and not sides and report(tmp_path / "c") == report(tmp_path / "a")
+    assert train.main(talking(world, tmp_path / "c", steps=1)) == 0 and not sides and report(tmp_path / "c") == report(tmp_path / "a")
     folder = tmp_path / "other"
     folder.mkdir()
     for path in (ROOT / "data/base").iterdir():
         (folder / path.name).write_bytes(path.read_bytes() + (b" " if path.name == "config.json" else b""))
     sides.clear()
-    assert train.main(settings(talking, tmp_path / "d", model=str(folder), **shared)) == 0 and sides
+    assert train.main(talking(world, tmp_path / "d", model=str(folder), **shared)) == 0 and sides
 
 
-def test_an_evaluation_task_of_the_same_name_with_other_labels_changes_nothing_in_training(talking, tmp_path):
-    text = talking.read_text().replace("[eval.new_prompt]\n", f'[eval.new_prompt]\nrenamed = ["{ROOT}/data/tasks/renamed.toml#*"]\n')
-    text = text.replace('tasks = ["', f'tasks = ["{ROOT}/data/tasks/bank.toml", "', 1).replace('"talks.jsonl"', f'"{talking.parent}/talks.jsonl"')
-    (tmp_path / "with.toml").write_text(text)
-    (tmp_path / "without.toml").write_text(text.replace("renamed = [", "# ["))
-    for name in ("with", "without"):
-        assert train.main(settings(tmp_path / f"{name}.toml", tmp_path / name, steps=3, batch_size=40)) == 0
-    adapters = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("with", "without")]
-    trained = {task.name for task in load_mixture(tmp_path / "with.toml").train}
-    assert trained & {task.name for task in load_mixture(tmp_path / "with.toml").splits["new_prompt"]["renamed"]} and adapters[0] == adapters[1]
+def test_an_evaluation_task_of_the_same_name_with_other_labels_changes_nothing_in_training(world, tmp_path):
+    text = (world / "talking.toml").read_text()
+    assert "turned" in text and load_mixture(world / "talking.toml").splits["new_prompt"]["turned"][0].name == "old"
+    (world / "without.toml").write_text(text.replace('[eval.new_prompt]\nturned = ["turned.toml"]\n', ""))
+    for name in ("talking", "without"):
+        assert train.main(talking(world, tmp_path / name, mixture=str(world / f"{name}.toml"))) == 0
+    adapters = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("talking", "without")]
+    assert adapters[0] == adapters[1] and "new_prompt" not in report(tmp_path / "without")["splits"]

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import eval as evaluation
+import tiny
 from minimon import calibrate as calibration
 from minimon import scoring
 from minimon.calibrate import calibrate, positive, tempered, wilson
@@ -123,9 +124,9 @@ def test_memory_does_not_grow_with_the_rows(run, folder, monkeypatch):
 
     def fake(model, tokenizer, task, texts, **options):
         held[0] -= len(texts)
-        return torch.full((len(texts), 2), 0.5)
+        return tiny.undecided(len(texts))
 
-    monkeypatch.setattr(scoring, "score", fake)
+    monkeypatch.setattr(scoring, "read", fake)
     assert sum(map(len, scoring.score_items(None, None, None, rows(), threshold=0.4))) == 5000 and most[0] <= scoring.CHUNK_ROWS
     long = [scoring.Item(i, "x" * 600_000, {}) for i in range(5)]
     assert [len(lines) for lines in scoring.score_items(None, None, None, long, threshold=None)] == [2, 2, 1]

@@ -47,14 +47,6 @@ def mixture(tmp_path_factory):
     return path
 
 
-@pytest.fixture(autouse=True)
-def signals():
-    kept = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    yield
-    for number, handler in kept.items():
-        signal.signal(number, handler)
-
-
 def settings(mixture, out, **changes):
     return replace(train.Settings(mixture=str(mixture), steps=4, batch_size=12, group_size=5, warmup=1, save_every=2, out=str(out)), **changes)
 
@@ -181,21 +173,6 @@ def test_a_merged_checkpoint_scores_like_base_and_adapter(run, tmp_path):
 
 
 # ---- interruption ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_killed_run_resumes_to_the_bit_identical_adapter(run, mixture, tmp_path):
-    out = tmp_path / "killed"
-    words = ["train.py", "--mixture", mixture, "--steps", 4, "--batch-size", 12, "--group-size", 5, "--warmup", 1, "--save-every", 2, "--out", out]
-    process = subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (out / "state.safetensors").exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    assert not (out / "report.json").exists()
-    done = command(*words, "--resume")
-    assert done.returncode == 0, done.stderr
-    assert (out / "adapter_model.safetensors").read_bytes() == (run / "adapter_model.safetensors").read_bytes() and report(out) == report(run)
-    assert [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

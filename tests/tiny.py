@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from minimon.config import config_from_dict
+from minimon.evaluate import Reading
 from minimon.model import Decoder
 
 torch.set_num_threads(1)                       # for models of this size a second thread only costs
@@ -104,3 +105,8 @@ def peer_model(directory, dtype=torch.float32):
 @torch.no_grad()
 def peer_logits(model, ids: torch.Tensor) -> torch.Tensor:
     return model(input_ids=ids, use_cache=False).logits
+
+
+def undecided(rows: int) -> Reading:
+    """What a model reads that finds both labels as likely."""
+    return Reading(torch.full((rows, 2), 0.5), torch.ones(rows), torch.ones(rows, dtype=torch.bool), torch.zeros(rows, dtype=torch.long))
