@@ -8,11 +8,15 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
+
+SMALL = 10_000_000                             # parameters of a model whose operations are too short to share among cores
+CORES = 4                                      # that one interpreter keeps busy with them, about
 
 
 def start(device: str) -> str:
@@ -91,11 +95,22 @@ def deal(costs: list[float]) -> list[list[int]]:
 def each(costs: list[float], work: Callable, model) -> list:
     """work(i) for every i, dealt out by cost -> all results in order, on all processes. With shards all take part in each."""
     if size() == 1 or getattr(model, "sharded", False):
-        return [work(i) for i in range(len(costs))]
-    mine, gathered = {i: work(i) for i in deal(costs)[rank()]}, [None] * size()
+        return in_threads(work, list(range(len(costs))), model)
+    share = deal(costs)[rank()]
+    mine, gathered = dict(zip(share, in_threads(work, share, model))), [None] * size()
     dist.all_gather_object(gathered, mine)
     found = {i: result for part in gathered for i, result in part.items()}
     return [found[i] for i in range(len(costs))]
+
+
+def in_threads(work: Callable, items: list, model) -> list:
+    """[work(item) ...]. A small model on a CPU leaves most of a second core idle, so each core takes an item of its own."""
+    threads = min(torch.get_num_threads(), CORES)
+    small = model.lm_head.weight.device.type == "cpu" and sum(p.numel() for p in model.parameters()) < SMALL
+    if not small or threads == 1 or len(items) == 1:
+        return [work(item) for item in items]
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(torch.get_num_threads() // threads,)) as pool:
+        return list(pool.map(work, items))
 
 
 def copy_from_first(tensors: Iterable[torch.Tensor]) -> None:

@@ -48,10 +48,14 @@ def six_panels(axes, numbers):
     panel(axes[0, 1], "2, 3. Changed prompts, trained domains", ways, "new_prompt")
     axis = axes[0, 2]
     if points := numbers["dilution"]["fraction"]:
-        for where in [where for where in points[0] if where != "x"]:
-            x, y = ([point[key] if key == "x" else point[key]["mean"] for point in points] for key in ("x", where))
-            axis.plot(x, y, marker="o", markersize=3, label=where)
-        axis.legend(frameon=False, fontsize=7)
+        groups = [where for where in points[0] if where.startswith("new_domain /")]
+        broken = [where for where in points[0] if where.startswith("new_prompt /") and points[0][where]["ci95"][1] < 0]
+        for where in groups + broken:          # the gain, and what has to be repaired
+            x, y = [point["x"] for point in points], [point[where]["mean"] for point in points]
+            ends = [[abs(point[where]["ci95"][side] - point[where]["mean"]) for point in points] for side in (0, 1)]
+            axis.errorbar(x, y, yerr=ends, marker="o", markersize=3, capsize=2, label=where)
+        axis.set_ylim(top=axis.get_ylim()[1] + 0.3 * (axis.get_ylim()[1] - axis.get_ylim()[0]))
+        axis.legend(frameon=False, fontsize=7, loc="upper right")
         axis.set_xlabel("share of instruction rows", fontsize=8)
         finish(axis, "3. Dilution")
     else:

@@ -7,13 +7,20 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from minimon import distributed, plan
+from minimon import distributed, evaluate as evaluation, plan
+from minimon.checkpoint import load_model
+from minimon.evaluate import evaluate
+from minimon.lora import add_lora
+from minimon.tasks import load_mixture
+from minimon.tokenizer import load_tokenizer
 from test_train import ROOT
 
 WORDS = ["--steps", 20, "--batch-size", 12, "--group-size", 5, "--warmup", 1, "--save-every", 4, "--instruct", "joint",
@@ -146,3 +153,24 @@ def test_one_process_gets_what_it_gave():
     assert distributed.sum_gradients([parameter], [1.5, 3]) == [1.5, 3] and parameter.grad is None
     assert distributed.start("cpu") == "cpu" and distributed.from_first(lambda: 5) == 5
     assert distributed.each([1, 2], lambda i: -i, None) == [0, -1] and signal.SIGTERM
+
+
+def test_each_core_takes_an_item_of_a_small_model_and_scores_are_the_same(world, monkeypatch):
+    model, tokenizer, mixture = load_model(world / "base"), load_tokenizer(world / "base"), load_mixture(world / "talking.toml")
+    add_lora(model, 2)
+    alone, threads, read = evaluate(model, tokenizer, mixture), set(), evaluation.read
+    monkeypatch.setattr(evaluation, "read", lambda *given, **more: threads.add(threading.get_ident()) or read(*given, **more))
+    torch.set_num_threads(3)
+    try:
+        together = evaluate(model, tokenizer, mixture)
+        assert torch.get_num_threads() == 3
+        with pytest.raises(KeyboardInterrupt):
+            distributed.in_threads(lambda item: signal.default_int_handler(2, None), [1, 2], model)
+        monkeypatch.setattr(distributed, "SMALL", 0)
+        ran = distributed.in_threads(lambda item: threading.get_ident(), [1, 2], model)
+    finally:
+        torch.set_num_threads(1)
+    assert len(threads) > 1 and ran == [threading.get_ident()] * 2
+    for split, groups in alone.items():
+        for a, b in zip(sum(groups.values(), []), sum(together[split].values(), []), strict=True):
+            assert a.task == b.task and np.array_equal(a.base, b.base) and np.array_equal(a.adapter, b.adapter)
