@@ -4,6 +4,8 @@ Forward they round as the formulas beside them do in PyTorch, so logits stay equ
 leading dimensions.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -21,6 +23,9 @@ class LoRAProduct(Function):
         ctx.save_for_backward(x, low, weight, A, B)
         ctx.scaling = scaling
         y = F.linear(x, weight, bias)
+        if y.dtype == B.dtype and math.frexp(scaling)[0] == 0.5:                       # times a power of two is exact: one pass
+            y.view(-1, y.shape[-1]).addmm_(low.view(-1, low.shape[-1]), B.T, alpha=scaling)
+            return y
         return (low @ B.T).mul_(scaling).add_(y).to(y.dtype)                           # added in fp32, rounded once
 
     @staticmethod
