@@ -106,8 +106,7 @@ def each(costs: list[float], work: Callable, model) -> list:
 def in_threads(work: Callable, items: list, model) -> list:
     """[work(item) ...]. A small model on a CPU leaves most of a second core idle, so each core takes an item of its own."""
     threads = min(torch.get_num_threads(), CORES)
-    small = model.lm_head.weight.device.type == "cpu" and sum(p.numel() for p in model.parameters()) < SMALL
-    if not small or threads == 1 or len(items) == 1:
+    if min(threads, len(items)) < 2 or model.lm_head.weight.is_cuda or sum(p.numel() for p in model.parameters()) > SMALL:
         return [work(item) for item in items]
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(torch.get_num_threads() // threads,)) as pool:
         return list(pool.map(work, items))

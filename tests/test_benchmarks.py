@@ -61,7 +61,7 @@ def test_the_flops_needed_are_those_of_the_matrix_products(load):
     o = common.options("", SMALL, {})
     config, need = common.config_of(o), common.Need(common.config_of(o), 12, 5, 3, o.r)
     model = Decoder(config).requires_grad_(False)
-    add_lora(model, o.r, 2 * o.r)
+    add_lora(model, o.r, 3 * o.r)              # a scaling of 2 goes into addmm_, which the counter leaves out
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         hidden = model(torch.ones(3, 5, dtype=torch.long), model.prefix(torch.ones(1, 12, dtype=torch.long)), at=torch.tensor([4, 4, 4]))
         model.logits(hidden)
