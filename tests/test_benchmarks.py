@@ -34,6 +34,7 @@ def test_minimons_side_of_each_benchmark_runs_and_is_summed_up(name, load, tmp_p
     assert "out of memory" in common.table(result) and "they agree" in common.table(result)
 
 
+@pytest.mark.slow
 def test_a_benchmark_is_a_command_whose_sides_are_processes():
     done = subprocess.run([sys.executable, FOLDER / "train_step.py", *SMALL, "--no-peers", "--json"], capture_output=True, text=True,
                           timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})

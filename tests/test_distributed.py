@@ -85,6 +85,7 @@ def test_two_processes_evaluate_and_score_as_one_does(one, tmp_path):
     assert (tmp_path / "two/scores.jsonl").read_bytes() == (one / "scores.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_two_processes_score_a_file_in_its_order(one, world, tmp_path):
     rows = [{"id": i, "text": f"Posts the door code {i}" * (i % 3 + 1)} for i in range(600)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -110,6 +111,7 @@ def test_a_process_that_dies_ends_the_run_in_one_line_and_one_process_resumes_it
     assert distance(out, one) < 1e-4 and [line["step"] for line in log(out)] == list(range(1, 21))
 
 
+@pytest.mark.slow
 def test_a_mistake_is_said_once(tmp_path):
     texts = finish(start("train.py", "--mixture", tmp_path / "none.toml", "--out", tmp_path / "o"), 2)
     assert sorted(error.count("error: ") for _, error in texts) == [0, 1]
