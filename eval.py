@@ -108,6 +108,10 @@ def run_settings(settings: Settings) -> dict:
         raise ValueError("--score and --task: expected both, a file of transcripts and the task to ask of them; got one")
     if sum(map(bool, (settings.score, settings.calibrate, settings.merge_to))) > 1:
         raise ValueError("--score, --calibrate and --merge-to: expected one of them, got more")
+    if settings.temperature and not settings.calibrate:
+        raise ValueError("--temperature: expected --calibrate TASK beside it, got none")
+    if not Path(settings.adapter).is_dir():
+        raise ValueError(f"--adapter: expected a directory, found none at {settings.adapter}; train.py makes one")
     if settings.merge_to and (settings.shard or int(os.environ.get("WORLD_SIZE", 1)) > 1):
         raise ValueError("--merge-to: expected one process and no --shard, got more; start it without torchrun")
     if settings.score == "-" and int(os.environ.get("WORLD_SIZE", 1)) > 1:

@@ -124,7 +124,8 @@ def main(settings: Settings) -> int:
     plan = training_steps(settings, mixture, rows, phases, conversations)
     step = load_state(out, adapter, optimizer) if saved else step
     print(f"{settings.model}: {sum(p.numel() for p in model.model.parameters() if not p.requires_grad):,} frozen parameters, "
-          f"{sum(p.numel() for p in adapter.values()):,} in the adapter; {len(mixture.train)} training tasks; writing to {out}")
+          f"{sum(p.numel() for p in adapter.values()):,} in the adapter; {len(mixture.train)} training tasks; writing to {out}"
+          + ("" if saved or not settings.resume else ", where nothing was saved: a new run"))
 
     with open(os.devnull if rank() else out / "log.jsonl", "a", encoding="utf-8", buffering=1) as log, \
             progress(len(plan), step, "train", "step") as bar:

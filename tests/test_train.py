@@ -225,6 +225,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(m
 def test_resume_starts_where_there_is_nothing_and_says_when_all_is_done(run, mixture, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert train.main(settings(mixture, tmp_path / "empty", resume=True, steps=1)) == 0
+    assert "where nothing was saved: a new run" in capsys.readouterr().out
     before = (run / "report.json").stat().st_mtime_ns
     assert train.main(settings(mixture, run, resume=True)) == 0
     assert "finished" in capsys.readouterr().out and (run / "report.json").stat().st_mtime_ns == before
@@ -322,3 +323,11 @@ def test_a_setting_out_of_range_is_refused(mixture, tmp_path, monkeypatch, chang
     with pytest.raises((ValueError, OSError), match=words):
         train.main(settings(mixture, tmp_path / "out", **change))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("change, words", [
+    (dict(adapter="no/such-run"), "--adapter: expected a directory, found none at no/such-run"),
+    (dict(adapter="data", temperature=True), "--temperature: expected --calibrate")])
+def test_what_eval_cannot_use_is_refused(change, words):
+    with pytest.raises(ValueError, match=words):
+        evaluation.main(evaluation.Settings(**change))
