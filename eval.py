@@ -24,10 +24,10 @@ from minimon.attack import attacked_rows, attacks, measure_attacks
 from minimon.calibrate import calibrate, find_calibration, save_calibration
 from minimon.checkpoint import load_model, save_model
 from minimon.cli import check_device, one_line_errors, parse, setting, shipped
-from minimon.distributed import from_first, rank, shard, size, start
+from minimon.distributed import counter, from_first, launched, rank, shard, size, start
 from minimon.evaluate import evaluate, evaluation_rows, limit_rows, read
 from minimon.files import read_json, resolve, sha256
-from minimon.instruct import load_conversations
+from minimon.instruct import load_conversations, schedule_of
 from minimon.lora import load_adapter, merge_lora
 from minimon.provenance import check_same, data_files, provenance
 from minimon.report import attack_lines, build_report, table, verdict_line, write_report
@@ -83,13 +83,12 @@ def main(settings: Settings) -> int:
 
     mixture, started = load_mixture(shipped(run["mixture"])), time.time()
     with progress("evaluate", evaluation_rows(mixture, tokenizer)) as bar:
-        scores = evaluate(model, tokenizer, mixture, batch_tokens=run["batch_tokens"], on_rows=counter(bar, settings))
+        scores = evaluate(model, tokenizer, mixture, batch_tokens=run["batch_tokens"], on_rows=counter(bar, settings.shard))
     moved = attacked(model, tokenizer, mixture, run["batch_tokens"]) if settings.attack else None
     if rank():
         return 0
     about = {**made, "data": data_files(mixture), "directory": settings.adapter, "date": run["date"], "device": settings.device,
-             "processes": size(),
-             "evaluate_seconds": round(time.time() - started, 1)}
+             "processes": size(), "evaluate_seconds": round(time.time() - started, 1)}
     report = build_report(scores, model=run["model"], adapter=adapter_hash(settings), seed=run["seed"], epsilon=run["epsilon"],
                           run=about, leakage=near_duplicates(mixture, conversations(run, mixture)), attacks=moved)
     if settings.out:
@@ -112,9 +111,9 @@ def run_settings(settings: Settings) -> dict:
         raise ValueError("--temperature: expected --calibrate TASK beside it, got none")
     if not Path(settings.adapter).is_dir():
         raise ValueError(f"--adapter: expected a directory, found none at {settings.adapter}; train.py makes one")
-    if settings.merge_to and (settings.shard or int(os.environ.get("WORLD_SIZE", 1)) > 1):
+    if settings.merge_to and (settings.shard or launched() > 1):
         raise ValueError("--merge-to: expected one process and no --shard, got more; start it without torchrun")
-    if settings.score == "-" and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if settings.score == "-" and launched() > 1:
         raise ValueError("--score -: expected one process, got several, and standard input is one; give a file")
     if settings.threshold is not None and not 0 <= settings.threshold <= 1:
         raise ValueError(f"--threshold: expected a number in [0, 1], got {settings.threshold}")
@@ -144,8 +143,8 @@ def check_run(run: dict, path: Path) -> None:
 
 def conversations(run: dict, mixture):
     """What the run was trained on beside the tasks."""
-    schedule = run.get("instruct") or (mixture.instruct.schedule if mixture.instruct else "none")
-    return load_conversations(mixture.instruct.path) if mixture.instruct and schedule != "none" else []
+    trained = schedule_of(mixture.instruct, run.get("instruct")) != "none"
+    return load_conversations(mixture.instruct.path) if mixture.instruct and trained else []
 
 
 def attacked(model, tokenizer, mixture, batch_tokens: int | None) -> list[dict]:
@@ -228,12 +227,6 @@ def resume_after(part: Path, settings: Settings) -> tuple[int, dict | None]:
     count, length, last = whole_lines(part)
     os.truncate(part, length)
     return count, last
-
-
-def counter(bar, settings: Settings):
-    """on_rows: counts, for the other processes as well."""
-    processes = 1 if settings.shard else size()
-    return lambda count: bar.update(min(count * processes, bar.total - bar.n))
 
 
 def progress(name: str, total: int | None, initial: int = 0):

@@ -26,7 +26,7 @@ from tqdm import tqdm
 from minimon.batch import fit_row, make_batch, row_limit
 from minimon.checkpoint import load_model
 from minimon.cli import one_line_errors, parse, peak_memory_gb, setting, shipped, stop_signals
-from minimon.distributed import copy_from_first, from_first, rank, shard, size, start, sum_gradients
+from minimon.distributed import copy_from_first, counter, from_first, rank, shard, size, start, sum_gradients
 from minimon.elicit import label_quality, labelled_rows, load_labels, save_labels, self_labels, thought_tokens, unlabelled_rows
 from minimon.evaluate import evaluate, evaluation_rows, limit_rows, rope_switch
 from minimon.files import resolve, sha256
@@ -159,7 +159,7 @@ def main(settings: Settings) -> int:
     with progress(evaluation_rows(mixture, tokenizer), 0, "evaluate", "row") as bar:
         try:
             scores = evaluate(model, tokenizer, mixture, batch_tokens=settings.batch_tokens, known=known,
-                              on_rows=counter(bar, stopped, settings))
+                              on_rows=counter(bar, settings.shard, stopped))
         except KeyboardInterrupt:
             return interrupted(stopped, out)
     if rank():
@@ -192,7 +192,7 @@ def training_rows(settings: Settings, mixture, model, tokenizer, out: Path, stop
             try:
                 labels = self_labels(model, tokenizer, mixture, settings.seed, samples=settings.label_samples,
                                      max_new_tokens=thought_tokens(mixture), batch_tokens=settings.batch_tokens,
-                                     on_rows=counter(bar, stopped, settings))
+                                     on_rows=counter(bar, settings.shard, stopped))
             except KeyboardInterrupt:
                 return {}, None
         from_first(lambda: save_labels(labels, path))
@@ -283,17 +283,6 @@ def answer_loss(kind: str, model, hidden, label_ids, targets):
 
 
 # ---- small things ----------------------------------------------------------------------------------------------------------
-
-
-def counter(bar, stopped: list, settings: Settings):
-    """on_rows: counts, for the other processes as well, and ends the loop where a signal has come."""
-    processes = 1 if settings.shard else size()
-
-    def on_rows(count):
-        bar.update(min(count * processes, bar.total - bar.n))
-        if stopped:
-            raise KeyboardInterrupt
-    return on_rows
 
 
 def progress(total: int, initial: int, name: str, unit: str):

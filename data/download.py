@@ -36,7 +36,7 @@ class Settings:
 
 def main(settings: Settings) -> int:
     mixture = load_mixture(shipped(settings.mixture), check=False)
-    tasks = mixture.train + [task for groups in mixture.splits.values() for tasks in groups.values() for task in tasks]
+    tasks = mixture.all_tasks()
     sources = {(source.address, *source.files): task for task in tasks if (source := task.reading.source)}
     if not sources:
         raise ValueError(f"{settings.mixture}: expected tasks with a source, got none; there is nothing to fetch")

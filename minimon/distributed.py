@@ -23,7 +23,7 @@ def start(device: str) -> str:
     """Joins the processes that torchrun started, if it did -> the device of this one: of `cuda` the GPU of its own.
 
     What all but the first write to standard output goes nowhere."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
+    if launched() == 1 or dist.is_initialized():
         return device
     cuda = device.startswith("cuda")
     if cuda:                                                                           # pragma: no cover
@@ -35,6 +35,11 @@ def start(device: str) -> str:
     if rank():
         sys.stdout = open(os.devnull, "w")
     return device
+
+
+def launched() -> int:
+    """Processes that torchrun started, joined or not."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def stop() -> None:
@@ -110,6 +115,16 @@ def in_threads(work: Callable, items: list, model) -> list:
         return [work(item) for item in items]
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(torch.get_num_threads() // threads,)) as pool:
         return list(pool.map(work, items))
+
+
+def counter(bar, together: bool, stopped=()):
+    """on_rows(n) for a progress bar: counts for the other processes as well, unless all work on the same rows `together`; ends the loop
+    where a signal has come."""
+    def on_rows(count):
+        bar.update(min(count * (1 if together else size()), bar.total - bar.n))
+        if stopped:
+            raise KeyboardInterrupt
+    return on_rows
 
 
 def copy_from_first(tensors: Iterable[torch.Tensor]) -> None:

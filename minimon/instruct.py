@@ -30,6 +30,11 @@ def instruct_table(table, path: Path) -> Instruct:
     return instruct
 
 
+def schedule_of(instruct: Instruct | None, asked: str | None) -> str:
+    """What --instruct asks for, or else the mixture's."""
+    return asked or (instruct.schedule if instruct else "none")
+
+
 @dataclass(frozen=True)
 class Conversation:
     messages: tuple[dict, ...]                 # role, content and perhaps reasoning_content; the last is the assistant's

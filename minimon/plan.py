@@ -8,8 +8,8 @@ from pathlib import Path
 
 from minimon.batch import Group, training_order
 from minimon.cli import check_device
-from minimon.distributed import deal, rank
-from minimon.instruct import Conversation, load_conversations
+from minimon.distributed import deal, rank, size
+from minimon.instruct import Conversation, load_conversations, schedule_of
 from minimon.tasks import Mixture
 
 PARTS = {"loss": False, "instruct_loss": True}             # of a step: whether the rows are conversations
@@ -36,7 +36,7 @@ def check_settings(settings) -> None:
 def instruction_plan(settings, mixture: Mixture) -> tuple[list[tuple[int, float, float]], list[Conversation]]:
     """-> phases [(steps, peak learning rate, share of rows that are conversations)], conversations."""
     given = mixture.instruct
-    schedule = settings.instruct or (given.schedule if given else "none")
+    schedule = schedule_of(given, settings.instruct)
     if schedule == "none":
         return [(settings.steps, settings.lr, 0.0)], []
     if not given:
@@ -69,7 +69,7 @@ def lr_factor(step: int, steps: int, settings) -> float:
 def share_of(groups, together: bool):
     """[(group, weight)] of this process, dealt out by length. Where all have to take part in every pass, since each holds a piece of the
     base, who has fewer groups of a kind than another repeats one, with weight 0."""
-    kinds = [[group for group in groups if (group.task is None) == talk] for talk in PARTS.values()] if together else [groups]
+    kinds = [[group for group in groups if (group.task is None) == talk] for talk in PARTS.values()] if together else [evened(groups)]
     mine = []
     for kind in filter(None, kinds):
         shares = deal([sum(len(row.text) for row in group.rows) for group in kind])
@@ -78,11 +78,22 @@ def share_of(groups, together: bool):
     return mine
 
 
+def evened(groups):
+    """Groups with those that are left over, once each process has as many, in pieces for the processes that would have none."""
+    whole, left = divmod(len(groups), size())
+    pieces = size() // left if left else 1
+    return groups[:whole * size()] + [part for group in groups[whole * size():] for part in cut(group, pieces)]
+
+
+def cut(group: Group, pieces: int) -> list[Group]:
+    """Rows in so many pieces, as even as can be; conversations as they are, since their loss is a mean over the group's tokens."""
+    if group.task is None:
+        return [group]
+    bounds = [len(group.rows) * i // pieces for i in range(pieces + 1)]
+    return [Group(group.task, group.rows[start:stop]) for start, stop in zip(bounds, bounds[1:]) if start < stop]
+
+
 def halved(share):
-    """[(group, weight)] with each task's groups in two; conversations as they are, since their loss is a mean over the group's tokens. []
-    where there is nothing left to halve."""
-    parts = []
-    for group, weight in share:
-        middle = (len(group.rows) + 1) // 2 if group.task else len(group.rows)
-        parts += [(Group(group.task, rows), weight) for rows in (group.rows[:middle], group.rows[middle:]) if rows]
+    """[(group, weight)] with each task's groups in two; [] where there is nothing left to halve."""
+    parts = [(part, weight) for group, weight in share for part in cut(group, 2)]
     return parts if len(parts) > len(share) else []

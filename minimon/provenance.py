@@ -36,9 +36,8 @@ def base_files(directory: Path) -> dict[str, str]:
 
 def data_files(mixture: Mixture, *more) -> dict[str, str]:
     """Path, relative to the mixture -> sha256 of the mixture, its task files, their rows, its conversations, and `more` files."""
-    tasks = mixture.train + [task for groups in mixture.splits.values() for members in groups.values() for task in members]
     files = {mixture.path, *map(Path, filter(None, more))}
-    for task in tasks:
+    for task in mixture.all_tasks():
         files |= {Path(task.where), *(file for _, file in row_files(task.path, task.reading))}
         if task.reading.join and not task.reading.source:
             files.add(task.path.parent / task.reading.join["file"])

@@ -127,19 +127,15 @@ def test_a_mixture_may_bound_every_text(tmp_path):
 MIXTURES = {name: load_mixture(ROOT / f"data/mixtures/{name}.toml", check=False) for name in ("public", "public-small", "public-all")}
 
 
-def all_tasks(mixture):
-    return mixture.train + [task for groups in mixture.splits.values() for tasks in groups.values() for task in tasks]
-
-
 def test_the_public_mixture_has_twelve_licensed_sets_and_holds_trajectories_out():
     mixture = MIXTURES["public"]
-    tasks = all_tasks(mixture)
+    tasks = mixture.all_tasks()
     assert len({tuple(task.reading.source.files) for task in tasks}) == len({task.domain for task in tasks}) == 12
     assert all(task.reading.source.licensed for task in tasks)
     held_out = {task.domain for tasks in mixture.splits["new_domain"].values() for task in tasks}
     assert not held_out & {task.domain for task in mixture.train} and {"app-agents", "tool-agents", "airline-agents"} <= held_out
     assert {task.domain for task in mixture.splits["new_prompt"][""]} <= {task.domain for task in mixture.train}
-    assert [task.name for task in all_tasks(MIXTURES["public-all"]) if not task.reading.source.licensed]
+    assert [task.name for task in MIXTURES["public-all"].all_tasks() if not task.reading.source.licensed]
 
 
 def test_every_public_task_pins_its_files_and_has_a_prompt_of_its_own():

@@ -49,7 +49,7 @@ def test_no_evaluation_prompt_and_no_training_prompt_was_read_in_pretraining(wor
     read = {system or user for system, user, _, _ in (documents.document(random.Random(f"pretrain-0-{i}"), i)
                                                       for i in [*range(4_000), *range(module.LATE, module.LATE + 4_000)])}
     assert len(read) > 1_000
-    tasks = mixture.train + [task for groups in mixture.splits.values() for tasks in groups.values() for task in tasks]
+    tasks = mixture.all_tasks()
     assert not {task.prompt for task in tasks} & read
     phrasings = {phrasing for use in ("train", "eval") for key in world.behaviors for phrasing in world.phrasings[use][key]}
     assert not [phrasing for phrasing in phrasings for prompt in read if phrasing in prompt]
