@@ -252,10 +252,7 @@ def add_gradients(model, tokenizer, share, counts: dict[str, int], labels, setti
             name, (loss, some) = "instruct_loss", conversation_loss(model, tokenizer, group.rows)
         else:
             batch = encode_group(tokenizer, group, model).to(model.lm_head.weight.device)
-            if settings.shard and not batch.prefix.shape[1]:
-                raise ValueError(f"--shard: expected rows of a task that share a prefix, got others in {group.task.name!r}")
-            cache = model.prefix(batch.prefix) if batch.prefix.shape[1] else None
-            hidden = model(batch.suffix, cache, at=batch.lengths - 1)                     # (B, C)
+            hidden = model.packed(batch.prefix, batch.suffix, batch.lengths - 1)          # (B, C)
             ids = torch.tensor(labels[group.task.name], device=hidden.device)             # (N,)
             name, loss = "loss", answer_loss(settings.loss, model, hidden, ids, batch.targets)
             some = batch.prefix.shape[1] + int(batch.lengths.sum())

@@ -54,6 +54,20 @@ class Decoder(nn.Module):
         """tokens (1, P) shared by a batch -> Cache; gradients flow back through it. `length`: of the longest whole text to come."""
         return self.run(tokens, keep=True, hidden=False, length=length)[1]
 
+    def packed(self, prefix: Tensor, suffix: Tensor, at: Tensor) -> Tensor:
+        """model(suffix, model.prefix(prefix), at) in one pass: prefix (1, P), suffix (B, T), at (B,) -> (B, C).
+
+        The P + B T tokens stand in one row, so each weight is read once and its products are as large as they can be; attention alone
+        takes them apart."""
+        (B, T), P = suffix.shape, prefix.shape[1]
+        if not P:
+            return self(suffix, at=at)
+        columns = torch.arange(P + T, device=suffix.device)[None]
+        views = {kind: Packed(View(self.config, kind, columns[:, :P], columns[:, :P], P + T, True),
+                              View(self.config, kind, columns[:, P:], columns, P + T, True), B) for kind in set(self.config.layer_types)}
+        places = P + T * torch.arange(B, device=suffix.device) + at                    # (B,) in the row
+        return self.walk(torch.cat((prefix, suffix.view(1, -1)), dim=1), views, at=places[None])[0][0]
+
     def run(self, tokens, cache=None, at=None, *, positions=None, keep=False, hidden=True, length=None):
         """forward and prefix in one, returning (hidden states or None, Cache or None). `positions` (B, T) where rows differ."""
         B, T = tokens.shape
@@ -65,7 +79,11 @@ class Decoder(nn.Module):
         length = length or (cache.length if cache else P + T)
         shared = positions is None and (cache is None or len(cache.positions) == 1)    # columns 0 to S - 1, the same for all rows
         views = {kind: View(self.config, kind, queries, columns, length, shared) for kind in set(self.config.layer_types)}
+        x, keys, values = self.walk(tokens, views, cache, at, keep, hidden)
+        return x if at is None or not hidden else x[:, 0], Cache(keys, values, columns, length) if keep else None
 
+    def walk(self, tokens, views, cache=None, at=None, keep=False, hidden=True):
+        """Through all blocks -> (hidden states, keys and values of each layer to keep)."""
         x = self.model.embed_tokens(tokens)                                            # (B, T, C)
         if self.config.embedding_multiplier != 1.0:
             x = x * torch.tensor(self.config.embedding_multiplier, dtype=x.dtype, device=x.device)
@@ -80,7 +98,7 @@ class Decoder(nn.Module):
                 values.append(v)
         if hidden:
             x = self.model.norm(x)                                                     # (B, T, C), or (B, 1, C) with `at`
-        return x if at is None or not hidden else x[:, 0], Cache(keys, values, columns, length) if keep else None
+        return x, keys, values
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., V)"""
@@ -116,6 +134,35 @@ class View:
         distance = queries[:, :, None] - self.columns[:, None, :]
         seen = distance >= 0 if self.window is None else (distance >= 0) & (distance < self.window)
         return seen[:, None]
+
+    def attend(self, q, k, v, at, scale):
+        """q (B, H, T, D), or (B, H, 1, D) at positions `at` (B, 1), k and v (B, K, S, D) -> (B, T or 1, H D)."""
+        mask = self.mask if at is None else self.visible(pick(self.queries.expand(len(q), -1), at))
+        return attend(q, k, v, mask, scale).transpose(1, 2).flatten(2)
+
+
+class Packed:
+    """A View of a prefix and the B rows after it as one row of P + B T tokens."""
+
+    def __init__(self, prefix: View, suffix: View, B: int):
+        self.prefix, self.suffix, self.B = prefix, suffix, B
+        self.cos, self.sin = (torch.cat((first, rest.repeat(1, 1, B, 1)), dim=2)
+                              for first, rest in ((prefix.cos, suffix.cos), (prefix.sin, suffix.sin)))   # (1, 1, P + B T, d)
+
+    def attend(self, q, k, v, at, scale):
+        """q (1, H, P + B T, D), or (1, H, B, D) at places `at` (1, B), k and v (1, K, P + B T, D) -> (1, P + B T or B, H D)."""
+        P, T = self.prefix.queries.shape[1], self.suffix.queries.shape[1]
+        keys, values = (torch.cat((a[:, :, :P].expand(self.B, -1, -1, -1), self.rows(a[:, :, P:])), dim=2) for a in (k, v))
+        if at is not None:
+            y = self.suffix.attend(self.rows(q), keys, values, (at - P).view(-1, 1) % T, scale)          # (B, 1, H D)
+            return y.view(1, self.B, -1)
+        first = self.prefix.attend(q[:, :, :P], k[:, :, :P], v[:, :, :P], None, scale)                   # (1, P, H D)
+        rest = self.suffix.attend(self.rows(q[:, :, P:]), keys, values, None, scale)                     # (B, T, H D)
+        return torch.cat((first, rest.reshape(1, -1, rest.shape[2])), dim=1)
+
+    def rows(self, a):
+        """(1, heads, B T, D) -> (B, heads, T, D)"""
+        return a[0].unflatten(1, (self.B, -1)).transpose(0, 1)
 
 
 NORMS = {                                      # placement: before attention, after it, before the MLP, after it
@@ -185,9 +232,7 @@ class Attention(nn.Module):
             k, v = (torch.cat((old.expand(len(x), -1, -1, -1), new), dim=2) for old, new in zip(past, (k, v)))
         if not hidden:
             return None, k, v
-        mask = view.mask if at is None else view.visible(pick(view.queries.expand(len(x), -1), at))
-        y = attend(q, k, v, mask, self.scale)                                          # (B, H, T, D)
-        return self.o_proj(y.transpose(1, 2).flatten(2)), k, v
+        return self.o_proj(view.attend(q, k, v, at, self.scale)), k, v
 
     def project(self, x, at):
         """Queries at the positions asked for, keys and values everywhere: (B, H, T or 1, D), (B, K, T, D) twice."""

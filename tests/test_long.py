@@ -18,7 +18,7 @@ from minimon.instruct import Conversation, refuse_long
 from minimon.memory import in_batches
 from minimon.tasks import load_task
 from minimon.tokenizer import load_tokenizer
-from test_model import QWEN3, loss_and_gradients, plain_answers, rows, same, tiny
+from test_model import QWEN3, loss_and_gradients, plain_answers, rows, same, tiny, ways
 from test_train import ROOT, mixture, report, run, settings  # noqa: F401
 
 TASK = load_task(ROOT / "data/tasks/far.toml", "home-threaten")
@@ -106,28 +106,30 @@ def test_a_run_without_long_rows_counts_none(run):  # noqa: F811
 # ---- memory that grows with the length ---------------------------------------------------------------------------------------
 
 
-def test_a_long_suffix_goes_without_a_mask_and_gives_the_same_in_value_and_gradient(monkeypatch):
+@ways
+def test_a_long_suffix_goes_without_a_mask_and_gives_the_same_in_value_and_gradient(monkeypatch, answers):
     model, ids = tiny(QWEN3), rows(prefix=9, lengths=(25, 12, 1, 18))
     batch = make_batch(ids, [0] * len(ids), 9)
 
-    def answers():
-        return loss_and_gradients(model, model(batch.suffix, model.prefix(batch.prefix), at=batch.lengths - 1))
-    (loss, expected), made = answers(), []
+    def run():
+        return loss_and_gradients(model, answers(model, batch))
+    (loss, expected), made = run(), []
     monkeypatch.setattr(minimon.model, "MASKED", 0)
     visible = minimon.model.View.visible
     monkeypatch.setattr(minimon.model.View, "visible", lambda view, queries: made.append(queries.shape[1]) or visible(view, queries))
-    again, gradients = answers()
+    again, gradients = run()
     assert set(made) == {1} and again == pytest.approx(loss, abs=1e-6)                 # masks at the answer positions alone
     for name in expected:
         same(gradients[name], expected[name], 1e-4)
-    same(model(batch.suffix, model.prefix(batch.prefix), at=batch.lengths - 1), plain_answers(model, ids))
+    same(answers(model, batch), plain_answers(model, ids))
 
 
-def test_a_suffix_shorter_than_its_prefix_keeps_its_mask(monkeypatch):
+@ways
+def test_a_suffix_shorter_than_its_prefix_keeps_its_mask(monkeypatch, answers):
     monkeypatch.setattr(minimon.model, "MASKED", 0)
     model, ids = tiny(QWEN3), rows(prefix=30, lengths=(5, 12))
     batch = make_batch(ids, [0] * len(ids), 30)
-    same(model(batch.suffix, model.prefix(batch.prefix), at=batch.lengths - 1), plain_answers(model, ids))
+    same(answers(model, batch), plain_answers(model, ids))
     plain = [model.logits(model(torch.tensor([row]))[:, -1]).argmax().item() for row in ids]
     assert [answer.ids[0] for answer in generate(model, ids, max_new_tokens=3, stop_ids=())] == plain
 

@@ -52,15 +52,25 @@ def loss_and_gradients(model, hidden):
     return loss.item(), dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values()))))
 
 
+WAYS = {
+    "prefix, then rows": lambda model, batch: model(batch.suffix, model.prefix(batch.prefix) if batch.prefix.shape[1] else None,
+                                                    at=batch.lengths - 1),
+    "packed": lambda model, batch: model.packed(batch.prefix, batch.suffix, batch.lengths - 1),
+}
+ways = pytest.mark.parametrize("answers", WAYS.values(), ids=WAYS)
+
+
 def same(a, b, tolerance=2e-5):
     assert (a - b).abs().max() <= tolerance * max(b.abs().max().item(), 1e-8)
 
 
+@ways
+@pytest.mark.parametrize("prefix", (9, 1, 0))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_shared_prefix_and_answer_position_equal_whole_rows_in_value_and_gradient(family):
-    model, ids = tiny(FAMILIES[family]), rows()
-    batch = make_batch(ids, [0] * len(ids), 9)
-    fast = model(batch.suffix, model.prefix(batch.prefix), at=batch.lengths - 1)
+def test_shared_prefix_and_answer_position_equal_whole_rows_in_value_and_gradient(family, prefix, answers):
+    model, ids = tiny(FAMILIES[family]), rows(prefix)
+    batch = make_batch(ids, [0] * len(ids), prefix)
+    fast = answers(model, batch)
     plain = plain_answers(model, ids)
     same(fast, plain)
     (loss, gradients), (expected_loss, expected) = loss_and_gradients(model, fast), loss_and_gradients(model, plain)
@@ -70,12 +80,13 @@ def test_shared_prefix_and_answer_position_equal_whole_rows_in_value_and_gradien
         same(gradients[name], expected[name], 1e-4)
 
 
-def test_gradients_flow_through_the_shared_prefix():
+@ways
+def test_gradients_flow_through_the_shared_prefix(answers):
     model, ids = tiny(QWEN3), rows()
     batch = make_batch(ids, [0] * len(ids))
     with torch.no_grad():
         cut = model.prefix(batch.prefix)
-    _, whole = loss_and_gradients(model, model(batch.suffix, model.prefix(batch.prefix), at=batch.lengths - 1))
+    _, whole = loss_and_gradients(model, answers(model, batch))
     _, without = loss_and_gradients(model, model(batch.suffix, cut, at=batch.lengths - 1))
     assert any((whole[name] - without[name]).abs().max() > 1e-3 * whole[name].abs().max() for name in whole)
 
@@ -90,6 +101,15 @@ def test_the_last_block_at_one_position_equals_the_last_block_everywhere(family)
     (_, gradients), (_, expected) = loss_and_gradients(model, one), loss_and_gradients(model, everywhere)
     for name in expected:
         same(gradients[name], expected[name], 1e-4)
+
+
+def test_packed_every_block_is_run_once_and_the_last_at_one_position_a_row():
+    model, ids, seen = tiny(QWEN3), rows(), []
+    batch = make_batch(ids, [0] * len(ids), 9)
+    for block in model.model.layers:
+        block.mlp.register_forward_hook(lambda module, args, out: seen.append(out.shape[:2]))
+    model.packed(batch.prefix, batch.suffix, batch.lengths - 1)
+    assert seen == [(1, 9 + 4 * 12), (1, 9 + 4 * 12), (1, 4)]
 
 
 def test_the_last_block_works_at_one_position_alone():
@@ -108,12 +128,13 @@ def test_padding_does_not_reach_the_answer():
     assert pads.any() and torch.equal(model(batch.suffix, at=batch.lengths - 1), model(other, at=batch.lengths - 1))
 
 
-def test_activation_checkpointing_changes_nothing():
+@ways
+def test_activation_checkpointing_changes_nothing(answers):
     model, ids = tiny(QWEN3), rows()
     batch = make_batch(ids, [0] * len(ids))
 
     def run():
-        return loss_and_gradients(model, model(batch.suffix, model.prefix(batch.prefix), at=batch.lengths - 1))
+        return loss_and_gradients(model, answers(model, batch))
 
     loss, gradients = run()
     model.gradient_checkpointing = True

@@ -141,7 +141,7 @@ def test_a_step_in_groups_has_the_gradient_of_the_plain_batch(mixture):
     for group in groups:
         ids = torch.tensor(tokenizer.label_ids(list(group.task.labels)))
         batch = train.encode_group(tokenizer, group, model)
-        hidden = model(batch.suffix, model.prefix(batch.prefix), at=batch.lengths - 1)
+        hidden = model.packed(batch.prefix, batch.suffix, batch.lengths - 1)
         (train.answer_loss("vocab", model, hidden, ids, batch.targets) * len(group.rows) / 12).backward()
         for row in group.rows:
             logits = model.logits(model(torch.tensor([encode_row(tokenizer, group.task, row.text)])))[0, -1]

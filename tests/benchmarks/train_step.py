@@ -20,8 +20,7 @@ def minimon(o, folder) -> dict:
     batch = make_batch(rows, [0] * len(rows)).to(o.device)
 
     def loss():
-        cache = model.prefix(batch.prefix) if batch.prefix.shape[1] else None
-        return vocab_token_loss(model(batch.suffix, cache, at=batch.lengths - 1), model.lm_head.weight, answers)
+        return vocab_token_loss(model.packed(batch.prefix, batch.suffix, batch.lengths - 1), model.lm_head.weight, answers)
     return common.timed(stepper(loss, list(adapter_tensors(model).values())), o)
 
 
