@@ -175,18 +175,19 @@ def peer_model(o, folder: Path, trainable: bool = False):
 
 
 def timed(work, o) -> dict:
-    """work() once, whose value is kept, then o.repeats times -> seconds, value, peak_bytes, and the rate of matrix products around them."""
-    rate = matrix_rate(o)
+    """work() once, whose value is kept, then o.repeats times -> seconds, value, peak_bytes, and the rate of matrix products before and
+    after each repeat: a shared machine's speed changes within seconds."""
     reset_peak(o)
-    value, seconds = work(), []
+    value, seconds, rates = work(), [], [matrix_rate(o)]
     for _ in range(o.repeats):
         synchronize(o)
         start = time.perf_counter()
         work()
         synchronize(o)
         seconds.append(time.perf_counter() - start)
-    peak = peak_bytes(o)
-    return {"seconds": seconds, "value": value, "peak_bytes": peak, "matrix_flops": (rate + matrix_rate(o)) / 2}
+        rates.append(matrix_rate(o))
+    around = [(before + after) / 2 for before, after in zip(rates, rates[1:])]
+    return {"seconds": seconds, "value": value, "peak_bytes": peak_bytes(o), "matrix_flops": around}
 
 
 def synchronize(o) -> None:
@@ -266,14 +267,14 @@ def summary(o, found: dict, needed: int) -> dict:
     for name, side in found.items():
         sides[name] = side if "error" in side else {
             **{key: value for key, value in side.items() if key != "value"}, "median_seconds": statistics.median(side["seconds"]),
-            "spread": [min(side["seconds"]), max(side["seconds"])]}
+            "spread": [min(side["seconds"]), max(side["seconds"])], "median_matrix_flops": statistics.median(side["matrix_flops"])}
     ours, best = sides["minimon"], sides.get(BEST, {})
     result = {key: getattr(o, key) for key in ("shape", "prefix", "suffix", "batch", "new", "r", "device", "dtype", "repeats")}
     result |= {"threads": o.threads or torch.get_num_threads(), "torch": torch.__version__, "sides": sides}
     if "error" in ours:
         return result
     result |= {"needed_flops": needed, "flops_per_second": needed / ours["median_seconds"],
-               "utilisation": needed / ours["median_seconds"] / ours["matrix_flops"]}
+               "utilisation": statistics.median(needed / seconds / rate for seconds, rate in zip(ours["seconds"], ours["matrix_flops"]))}
     if "median_seconds" in best:
         result |= {"ratio_time": ours["median_seconds"] / best["median_seconds"], "ratio_memory": ours["peak_bytes"] / best["peak_bytes"]}
     others = {name: side["value"] for name, side in found.items() if "error" not in side and name != "minimon"}
@@ -289,7 +290,7 @@ def difference(a: list, b: list) -> float:
 
 def table(result: dict) -> str:
     lines = [f"{result['shape']}, P={result['prefix']} T={result['suffix']} B={result['batch']}, {result['dtype']} on {result['device']}, "
-             f"{result['repeats']} repeats", f"{'side':16} {'seconds':>9}  {'min to max':>17} {'peak GB':>9} {'minimon /':>10}"]
+             f"{result['repeats']} repeats", f"{'side':16} {'seconds':>9}  {'min to max':>17} {'peak GB':>9} {'GFLOP/s':>8} {'minimon /':>10}"]
     ours = result["sides"]["minimon"]
     for name, side in result["sides"].items():
         if "error" in side:
@@ -297,10 +298,10 @@ def table(result: dict) -> str:
             continue
         ratio = f"{ours['median_seconds'] / side['median_seconds']:10.3f}" if "error" not in ours else ""
         lines.append(f"{name:16} {side['median_seconds']:9.4f}  {side['spread'][0]:8.4f} {side['spread'][1]:8.4f} "
-                     f"{side['peak_bytes'] / 1e9:9.2f} {ratio}" + (f"  ({side['note']})" if "note" in side else ""))
+                     f"{side['peak_bytes'] / 1e9:9.2f} {side['median_matrix_flops'] / 1e9:8.4g} {ratio}" + (f"  ({side['note']})" if "note" in side else ""))
     if "utilisation" in result:
         lines.append(f"needed {result['needed_flops'] / 1e9:.4g} GFLOP: {result['flops_per_second'] / 1e9:.4g} GFLOP/s, "
-                     f"{result['utilisation']:.1%} of {ours['matrix_flops'] / 1e9:.4g} of a matrix product in the same run")
+                     f"{result['utilisation']:.1%} of what matrix products beside each repeat reach")
     if "ratio_time" in result:
         lines.append(f"minimon / {BEST}: time {result['ratio_time']:.3f}, memory {result['ratio_memory']:.3f}")
     if result.get("difference"):
