@@ -181,8 +181,8 @@ def verdict_line(report: dict) -> str:
     part = report.get("inter_task")
     if part is None:
         return "inter-task generalization: not measured, the mixture has no new_domain split"
-    return (f"inter-task generalization: mean performance {part['mean']:.3f} {interval(part['ci95'], False)} over {part['pairs']} "
-            f"new pairs, epsilon {part['epsilon']:g}: {'yes' if part['generalizes'] else 'no'} "
+    return (f"inter-task generalization: the adapter's mean performance {part['mean']:.3f} {interval(part['ci95'], False)} over "
+            f"{part['pairs']} new pairs, epsilon {part['epsilon']:g}: {'yes' if part['generalizes'] else 'no'} "
             f"(base {part['base_mean']:.3f}, chance {part['chance']:.3f})")
 
 

@@ -109,7 +109,8 @@ def test_eval_gives_the_same_numbers_and_the_verdict_comes_last(run, tmp_path, c
     assert evaluation.main(evaluation.Settings(adapter=str(run), out=str(tmp_path))) == 0
     assert report(tmp_path) == report(run)
     last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert re.fullmatch(r"inter-task generalization: mean performance 0\.\d{3} \[.*\] over \d+ new pairs, epsilon 0.75: (yes|no) \(base .*\)", last)
+    assert re.fullmatch(r"inter-task generalization: the adapter's mean performance 0\.\d{3} \[.*\] over \d+ new pairs, epsilon 0.75: "
+                        r"(yes|no) \(base .*\)", last)
     assert evaluation.main(evaluation.Settings(adapter=str(run), epsilon=0.0)) == 0
     assert "epsilon 0: yes" in capsys.readouterr().out
 
