@@ -41,6 +41,7 @@ class Decoder(nn.Module):
         self.model = Stack(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.gradient_checkpointing = False    # recompute each block in the backward pass instead of keeping its activations
+        self.compiled = None                   # Block.__call__ as torch.compile makes it, for passes with gradients
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
@@ -82,17 +83,22 @@ class Decoder(nn.Module):
         x, keys, values = self.walk(tokens, views, cache, at, keep, hidden)
         return x if at is None or not hidden else x[:, 0], Cache(keys, values, columns, length) if keep else None
 
+    def compile_blocks(self, **options) -> None:
+        """One graph for all blocks and lengths. The first passes take minutes; evaluation, whose passes differ more, goes without."""
+        self.compiled = torch.compile(Block.__call__, dynamic=True, **options)
+
     def walk(self, tokens, views, cache=None, at=None, keep=False, hidden=True):
         """Through all blocks -> (hidden states, keys and values of each layer to keep)."""
         x = self.model.embed_tokens(tokens)                                            # (B, T, C)
         if self.config.embedding_multiplier != 1.0:
             x = x * torch.tensor(self.config.embedding_multiplier, dtype=x.dtype, device=x.device)
-        keys, values, last = [], [], len(self.model.layers) - 1
+        keys, values, last, training = [], [], len(self.model.layers) - 1, torch.is_grad_enabled()
+        run = self.compiled if self.compiled and training else Block.__call__
         for i, block in enumerate(self.model.layers):
             view, past = views[self.config.layer_types[i]], (cache.keys[i], cache.values[i]) if cache else None
-            arguments = (x, view, past, at if i == last else None, hidden or i < last)
-            recompute = self.gradient_checkpointing and torch.is_grad_enabled()
-            x, k, v = checkpoint(block, *arguments, use_reentrant=False) if recompute else block(*arguments)
+            arguments = (block, x, view, past, at if i == last else None, hidden or i < last)
+            recompute = self.gradient_checkpointing and training
+            x, k, v = checkpoint(run, *arguments, use_reentrant=False) if recompute else run(*arguments)
             if keep:
                 keys.append(k)
                 values.append(v)
@@ -152,12 +158,15 @@ class Packed:
     def attend(self, q, k, v, at, scale):
         """q (1, H, P + B T, D), or (1, H, B, D) at places `at` (1, B), k and v (1, K, P + B T, D) -> (1, P + B T or B, H D)."""
         P, T = self.prefix.queries.shape[1], self.suffix.queries.shape[1]
-        keys, values = (torch.cat((a[:, :, :P].expand(self.B, -1, -1, -1), self.rows(a[:, :, P:])), dim=2) for a in (k, v))
+        parts = (P, self.B * T)
+        (k, k_rows), (v, v_rows) = k.split(parts, dim=2), v.split(parts, dim=2)
+        keys, values = (torch.cat((a.expand(self.B, -1, -1, -1), self.rows(b)), dim=2) for a, b in ((k, k_rows), (v, v_rows)))
         if at is not None:
             y = self.suffix.attend(self.rows(q), keys, values, (at - P).view(-1, 1) % T, scale)          # (B, 1, H D)
             return y.view(1, self.B, -1)
-        first = self.prefix.attend(q[:, :, :P], k[:, :, :P], v[:, :, :P], None, scale)                   # (1, P, H D)
-        rest = self.suffix.attend(self.rows(q[:, :, P:]), keys, values, None, scale)                     # (B, T, H D)
+        q, q_rows = q.split(parts, dim=2)
+        first = self.prefix.attend(q, k, v, None, scale)                                                 # (1, P, H D)
+        rest = self.suffix.attend(self.rows(q_rows), keys, values, None, scale)                          # (B, T, H D)
         return torch.cat((first, rest.reshape(1, -1, rest.shape[2])), dim=1)
 
     def rows(self, a):

@@ -4,6 +4,8 @@
 """
 
 import math
+import os
+import shutil
 from pathlib import Path
 
 from minimon.batch import Group, training_order
@@ -31,6 +33,10 @@ def check_settings(settings) -> None:
     if settings.init_adapter and not (Path(settings.init_adapter) / "adapter_config.json").is_file():
         raise ValueError(f"--init-adapter: expected a directory with adapter_config.json, found none in {settings.init_adapter}")
     check_device(settings.device)
+    if settings.compile and settings.shard:
+        raise ValueError("--compile and --shard: expected one of them, got both")
+    if settings.compile and settings.device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
+        raise ValueError("--compile: expected a C++ compiler, found no g++; install one, name another in CXX, or leave --compile out")
 
 
 def instruction_plan(settings, mixture: Mixture) -> tuple[list[tuple[int, float, float]], list[Conversation]]:
@@ -79,10 +85,11 @@ def share_of(groups, together: bool):
 
 
 def evened(groups):
-    """Groups with those that are left over, once each process has as many, in pieces for the processes that would have none."""
-    whole, left = divmod(len(groups), size())
-    pieces = size() // left if left else 1
-    return groups[:whole * size()] + [part for group in groups[whole * size():] for part in cut(group, pieces)]
+    """Groups, of which those that are left over once each process has as many are in pieces, for the processes that would have none."""
+    groups = sorted(groups, key=lambda group: group.task is not None)                  # conversations first: they are not cut
+    whole = len(groups) // size() * size()
+    pieces = size() // max(len(groups) - whole, 1)
+    return groups[:whole] + [part for group in groups[whole:] for part in cut(group, pieces)]
 
 
 def cut(group: Group, pieces: int) -> list[Group]:

@@ -15,8 +15,7 @@ SMALL = ["--prefix", "12", "--suffix", "5", "--batch", "3", "--new", "4", "--rep
 
 
 @pytest.fixture
-def load(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
+def load():
     return lambda name: runpy.run_path(str(FOLDER / f"{name}.py"))
 
 

@@ -29,7 +29,7 @@ from minimon.instruct import load_conversations
 from minimon.known import load as load_known
 from minimon.logs import read_log
 from minimon.lora import adapter_tensors, add_lora, load_adapter, save_adapter
-from minimon.report import build_report, read_scores, write_scores
+from minimon.report import build_report, read_scores
 from minimon.state import find_run, load_state
 from minimon.tasks import load_mixture, load_task
 from minimon.tokenizer import load_tokenizer

@@ -1,6 +1,5 @@
 """Checkpoint files: what is loaded, how strictly, at what cost in memory; and what is written."""
 
-import importlib.util
 import json
 import os
 import re
@@ -232,10 +231,8 @@ def test_a_hub_id_is_fetched_without_pickles_and_read_from_its_snapshot(director
 
 @pytest.fixture(scope="module")
 def benchmark():
-    spec = importlib.util.spec_from_file_location("loading", Path(__file__).parent / "benchmarks" / "loading.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    import loading
+    return loading
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="measures memory by /proc")

@@ -142,6 +142,25 @@ def test_activation_checkpointing_changes_nothing(answers):
     assert loss == again and all(torch.equal(gradients[name], recomputed[name]) for name in gradients)
 
 
+@pytest.mark.slow
+def test_compiled_blocks_give_the_same_and_evaluation_goes_without():
+    model, called = tiny(dict(QWEN3, num_hidden_layers=2)), []
+    batches = [make_batch(ids, [0] * len(ids)) for ids in (rows(), rows(5, (3, 20)))]
+    expected = [loss_and_gradients(model, WAYS["packed"](model, batch)) for batch in batches]
+    model.compile_blocks(backend="aot_eager")
+    compiled = model.compiled
+    model.compiled = lambda *arguments: called.append(1) or compiled(*arguments)
+    for batch, (loss, gradients) in zip(batches, expected):
+        again, others = loss_and_gradients(model, WAYS["packed"](model, batch))
+        assert again == pytest.approx(loss, abs=1e-6)
+        for name in gradients:
+            same(others[name], gradients[name], 1e-5)
+    assert len(called) == 2 * 2
+    with torch.no_grad():
+        WAYS["prefix, then rows"](model, batches[0])
+    assert len(called) == 2 * 2
+
+
 def test_frozen_weights_get_no_gradient():
     model = tiny(QWEN3)
     model(torch.ones(2, 5, dtype=torch.long)).sum().backward()

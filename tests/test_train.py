@@ -318,7 +318,8 @@ def test_mistakes_on_the_command_line_are_one_line_with_exit_code_2(run, mixture
 
 @pytest.mark.parametrize("change, words", [
     (dict(steps=0), "--steps"), (dict(batch_size=-1), "--batch-size"), (dict(epsilon=2.0), "--epsilon"), (dict(lr=float("nan")), "--lr"),
-    (dict(device="tpu"), "--device"), (dict(model="no/such-model"), "no/such-model")])
+    (dict(device="tpu"), "--device"), (dict(model="no/such-model"), "no/such-model"),
+    (dict(compile=True, shard=True), "--compile and --shard")])
 def test_a_setting_out_of_range_is_refused(mixture, tmp_path, monkeypatch, change, words):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises((ValueError, OSError), match=words):
