@@ -40,7 +40,7 @@ def decode(prompts, model, max_new_tokens, stop_ids, temperature, generator) -> 
     P, length = batch.prefix.shape[1], max(map(len, prompts)) + max_new_tokens
     prefix = model.prefix(batch.prefix, length) if P else None
     hidden, cache = model.run(batch.suffix, prefix, batch.lengths - 1, keep=True, length=length)      # (B, C)
-    cache = cache.without_pads(P + batch.lengths)
+    cache = cache.without_pads(P + batch.lengths).with_room(max_new_tokens)
     rows, positions, written = list(range(len(prompts))), P + batch.lengths, [[] for _ in prompts]
     stops: list[int | None] = [None] * len(prompts)
     for step in range(max_new_tokens):

@@ -22,7 +22,7 @@ PAD_POSITION = 2 ** 30                         # later than any query, so never 
 class Cache(NamedTuple):
     """What later tokens need of earlier ones. A prefix has one row and is expanded to the batch that follows it."""
 
-    keys: list[Tensor]                         # a layer: (1 or B, K, S, D), rotated
+    keys: list[Tensor]                         # a layer: (1 or B, K, S, D), rotated; S or more, see `with_room`
     values: list[Tensor]                       # a layer: (1 or B, K, S, D)
     positions: Tensor                          # (1 or B, S), PAD_POSITION for pads
     length: int                                # of the whole text, for rotations that depend on it
@@ -32,6 +32,10 @@ class Cache(NamedTuple):
         columns = torch.arange(self.positions.shape[1], device=lengths.device)
         pads = (columns >= lengths[:, None]) & (self.positions < PAD_POSITION)
         return self._replace(positions=torch.where(pads, PAD_POSITION, self.positions))
+
+    def with_room(self, room: int) -> "Cache":
+        """So many columns more, into which decoding writes in place."""
+        return self._replace(keys=[F.pad(k, (0, 0, 0, room)) for k in self.keys], values=[F.pad(v, (0, 0, 0, room)) for v in self.values])
 
 
 class Decoder(nn.Module):
@@ -97,8 +101,7 @@ class Decoder(nn.Module):
         for i, block in enumerate(self.model.layers):
             view, past = views[self.config.layer_types[i]], (cache.keys[i], cache.values[i]) if cache else None
             arguments = (block, x, view, past, at if i == last else None, hidden or i < last)
-            recompute = self.gradient_checkpointing and training
-            x, k, v = checkpoint(run, *arguments, use_reentrant=False) if recompute else run(*arguments)
+            x, k, v = checkpoint(run, *arguments, use_reentrant=False) if self.gradient_checkpointing and training else run(*arguments)
             if keep:
                 keys.append(k)
                 values.append(v)
@@ -162,8 +165,7 @@ class Packed:
         (k, k_rows), (v, v_rows) = k.split(parts, dim=2), v.split(parts, dim=2)
         keys, values = (torch.cat((a.expand(self.B, -1, -1, -1), self.rows(b)), dim=2) for a, b in ((k, k_rows), (v, v_rows)))
         if at is not None:
-            y = self.suffix.attend(self.rows(q), keys, values, (at - P).view(-1, 1) % T, scale)          # (B, 1, H D)
-            return y.view(1, self.B, -1)
+            return self.suffix.attend(self.rows(q), keys, values, (at - P).view(-1, 1) % T, scale).view(1, self.B, -1)
         q, q_rows = q.split(parts, dim=2)
         first = self.prefix.attend(q, k, v, None, scale)                                                 # (1, P, H D)
         rest = self.suffix.attend(self.rows(q_rows), keys, values, None, scale)                          # (B, T, H D)
@@ -237,11 +239,12 @@ class Attention(nn.Module):
             if at is not None:
                 cos, sin = (pick(a[:, 0].expand(len(x), -1, -1), at)[:, None] for a in (cos, sin))       # (B, 1, 1, d)
             q = self.rotate(q, cos, sin)
+        kept = k, v
         if past is not None:
-            k, v = (torch.cat((old.expand(len(x), -1, -1, -1), new), dim=2) for old, new in zip(past, (k, v)))
-        if not hidden:
-            return None, k, v
-        return self.o_proj(view.attend(q, k, v, at, self.scale)), k, v
+            S = view.columns.shape[1]
+            kept = [extended(old, new, S) for old, new in zip(past, kept)]
+            k, v = (a[:, :, :S] for a in kept)
+        return self.o_proj(view.attend(q, k, v, at, self.scale)) if hidden else None, *kept
 
     def project(self, x, at):
         """Queries at the positions asked for, keys and values everywhere: (B, H, T or 1, D), (B, K, T, D) twice."""
@@ -261,6 +264,14 @@ class Attention(nn.Module):
         if self.rope_fp32:
             return rotate(x.float(), cos, sin).to(x.dtype)
         return rotate(x, cos.to(x.dtype), sin.to(x.dtype))
+
+
+def extended(old: Tensor, new: Tensor, S: int) -> Tensor:
+    """(1 or B, K, P, D) and (B, K, T, D) -> (B, K, S, D) of both, S = P + T; in place where `old` has room for them."""
+    if old.shape[2] < S:
+        return torch.cat((old.expand(len(new), -1, -1, -1), new), dim=2)
+    old[:, :, S - new.shape[2]:S] = new
+    return old
 
 
 def attend(q, k, v, mask, scale):

@@ -187,6 +187,19 @@ def test_cached_decoding_equals_decoding_without_a_cache(family):
     assert [answer.ended for answer in answers] == [len(answer.ids) < 12 for answer in answers]
 
 
+@torch.inference_mode()
+def test_a_cache_with_room_is_written_in_place_and_gives_the_same():
+    model, tokens = tiny(QWEN3), torch.tensor(rows(prefix=9, lengths=(5, 5)))
+    _, cache = model.run(tokens[:, :9], keep=True)
+    roomy = cache.with_room(5)
+    places = [k.data_ptr() for k in roomy.keys]
+    for t in range(9, 14):
+        plain, cache = model.run(tokens[:, t:t + 1], cache, keep=True)
+        fast, roomy = model.run(tokens[:, t:t + 1], roomy, keep=True)
+        assert torch.equal(fast, plain)
+    assert [k.data_ptr() for k in roomy.keys] == places and roomy.keys[0].shape == cache.keys[0].shape
+
+
 def test_rows_that_end_leave_the_batch_and_the_others_go_on():
     model, ids = tiny(QWEN3, lora=False), rows(prefix=4, lengths=(3, 9, 1, 6))
     free = generate(model, ids, max_new_tokens=20, stop_ids=set())
