@@ -116,7 +116,7 @@ class Decoder(nn.Module):
 
 
 class Stack(nn.Module):
-    """Holds the names `model.*` of the checkpoint; Decoder.run walks it."""
+    """Holds the names `model.*` of the checkpoint; Decoder.walk goes through it."""
 
     def __init__(self, config):
         super().__init__()
@@ -163,7 +163,7 @@ class Packed:
         P, T = self.prefix.queries.shape[1], self.suffix.queries.shape[1]
         parts = (P, self.B * T)
         (k, k_rows), (v, v_rows) = k.split(parts, dim=2), v.split(parts, dim=2)
-        keys, values = (torch.cat((a.expand(self.B, -1, -1, -1), self.rows(b)), dim=2) for a, b in ((k, k_rows), (v, v_rows)))
+        keys, values = (extended(a, self.rows(b), P + T) for a, b in ((k, k_rows), (v, v_rows)))
         if at is not None:
             return self.suffix.attend(self.rows(q), keys, values, (at - P).view(-1, 1) % T, scale).view(1, self.B, -1)
         q, q_rows = q.split(parts, dim=2)

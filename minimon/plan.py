@@ -10,7 +10,7 @@ from pathlib import Path
 
 from minimon.batch import Group, training_order
 from minimon.cli import check_device
-from minimon.distributed import deal, rank, size
+from minimon.distributed import deal, rank
 from minimon.instruct import Conversation, load_conversations, schedule_of
 from minimon.tasks import Mixture
 
@@ -75,7 +75,7 @@ def lr_factor(step: int, steps: int, settings) -> float:
 def share_of(groups, together: bool):
     """[(group, weight)] of this process, dealt out by length. Where all have to take part in every pass, since each holds a piece of the
     base, who has fewer groups of a kind than another repeats one, with weight 0."""
-    kinds = [[group for group in groups if (group.task is None) == talk] for talk in PARTS.values()] if together else [evened(groups)]
+    kinds = [[group for group in groups if (group.task is None) == talk] for talk in PARTS.values()] if together else [groups]
     mine = []
     for kind in filter(None, kinds):
         shares = deal([sum(len(row.text) for row in group.rows) for group in kind])
@@ -84,23 +84,11 @@ def share_of(groups, together: bool):
     return mine
 
 
-def evened(groups):
-    """Groups, of which those that are left over once each process has as many are in pieces, for the processes that would have none."""
-    groups = sorted(groups, key=lambda group: group.task is not None)                  # conversations first: they are not cut
-    whole = len(groups) // size() * size()
-    pieces = size() // max(len(groups) - whole, 1)
-    return groups[:whole] + [part for group in groups[whole:] for part in cut(group, pieces)]
-
-
-def cut(group: Group, pieces: int) -> list[Group]:
-    """Rows in so many pieces, as even as can be; conversations as they are, since their loss is a mean over the group's tokens."""
-    if group.task is None:
-        return [group]
-    bounds = [len(group.rows) * i // pieces for i in range(pieces + 1)]
-    return [Group(group.task, group.rows[start:stop]) for start, stop in zip(bounds, bounds[1:]) if start < stop]
-
-
 def halved(share):
-    """[(group, weight)] with each task's groups in two; [] where there is nothing left to halve."""
-    parts = [(part, weight) for group, weight in share for part in cut(group, 2)]
+    """[(group, weight)] with each task's groups in two; conversations as they are, since their loss is a mean over the group's tokens. []
+    where there is nothing left to halve."""
+    parts = []
+    for group, weight in share:
+        middle = (len(group.rows) + 1) // 2 if group.task else len(group.rows)
+        parts += [(Group(group.task, rows), weight) for rows in (group.rows[:middle], group.rows[middle:]) if rows]
     return parts if len(parts) > len(share) else []

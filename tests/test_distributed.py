@@ -16,7 +16,6 @@ import torch
 from safetensors.torch import load_file
 
 from minimon import distributed, evaluate as evaluation, plan
-from minimon.batch import Group
 from minimon.checkpoint import load_model
 from minimon.evaluate import evaluate
 from minimon.lora import add_lora
@@ -74,11 +73,9 @@ def test_two_processes_train_the_adapter_of_one_and_only_the_first_speaks(one, w
     assert done.returncode == 0, done.stderr
     assert distance(tmp_path / "two", one) < 1e-4
     for line, expected in zip(log(tmp_path / "two"), log(one), strict=True):
-        assert line["tokens"] >= expected["tokens"] and line["step"] == expected["step"]
+        assert line["tokens"] == expected["tokens"] and line["step"] == expected["step"]
         assert line["loss"] == pytest.approx(expected["loss"], rel=1e-3) and line.get("instruct_loss") == pytest.approx(
             expected.get("instruct_loss"), rel=1e-3)
-    tokens = [sum(line["tokens"] for line in log(out)) for out in (tmp_path / "two", one)]
-    assert tokens[0] > tokens[1]               # a group that was cut has its prefix twice
     assert done.stdout.count("inter-task generalization") == 1 and done.stdout.count("frozen parameters") == 1
     assert json.loads((tmp_path / "two/report.json").read_text())["run"]["processes"] == 2
 
@@ -88,7 +85,6 @@ def test_two_processes_evaluate_and_score_as_one_does(one, tmp_path):
     assert (tmp_path / "two/scores.jsonl").read_bytes() == (one / "scores.jsonl").read_bytes()
 
 
-@pytest.mark.slow
 def test_two_processes_score_a_file_in_its_order(one, world, tmp_path):
     rows = [{"id": i, "text": f"Posts the door code {i}" * (i % 3 + 1)} for i in range(600)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -114,7 +110,6 @@ def test_a_process_that_dies_ends_the_run_in_one_line_and_one_process_resumes_it
     assert distance(out, one) < 1e-4 and [line["step"] for line in log(out)] == list(range(1, 21))
 
 
-@pytest.mark.slow
 def test_a_mistake_is_said_once(tmp_path):
     texts = finish(start("train.py", "--mixture", tmp_path / "none.toml", "--out", tmp_path / "o"), 2)
     assert sorted(error.count("error: ") for _, error in texts) == [0, 1]
@@ -132,10 +127,10 @@ def test_work_is_dealt_out_evenly_and_wholly(monkeypatch):
 
 
 def test_with_shards_every_process_passes_as_often_for_each_kind_of_group(monkeypatch):
-    class Some:
+    class Group:
         def __init__(self, task, length):
             self.task, self.rows = task, [type("Row", (), {"text": "x" * length})]
-    groups = [Some("a", 3), Some("b", 9), Some("c", 2), Some(None, 4)]
+    groups = [Group("a", 3), Group("b", 9), Group("c", 2), Group(None, 4)]
     shares = {}
     for size, rank in ((1, 0), (2, 0), (2, 1)):
         monkeypatch.setattr(distributed, "size", lambda size=size: size)
@@ -146,16 +141,6 @@ def test_with_shards_every_process_passes_as_often_for_each_kind_of_group(monkey
         assert both[0][0].task is None or both[1][0].task is not None
     real = [group for rank in range(2) for group, weight in shares[2, rank] if weight]
     assert len(real) == 4 and set(real) == set(groups)
-
-
-def test_groups_that_are_left_over_are_cut_for_the_processes_without_one(monkeypatch):
-    groups = [Group("a", list("12345678")), Group("b", list("abcde")), Group(None, ["talk", "talk"])]
-    for processes, sizes in ((1, [2, 8, 5]), (2, [2, 8, 2, 3]), (3, [2, 8, 5]), (4, [2, 8, 5]), (6, [2, 4, 4, 2, 3])):
-        monkeypatch.setattr(plan, "size", lambda processes=processes: processes)
-        parts = plan.evened(groups)
-        assert [len(part.rows) for part in parts] == sizes
-        for group in groups:
-            assert sum((part.rows for part in parts if part.task == group.task), []) == group.rows
 
 
 def test_shards_need_several_processes():

@@ -47,8 +47,8 @@ def test_phrasings_are_dealt_out_once(world):
 def test_no_evaluation_prompt_and_no_training_prompt_was_read_in_pretraining(world, mixture):
     documents = Documents(world)
     read = {system or user for system, user, _, _ in (documents.document(random.Random(f"pretrain-0-{i}"), i)
-                                                      for i in [*range(4_000), *range(module.LATE, module.LATE + 4_000)])}
-    assert len(read) > 1_000
+                                                      for i in [*range(10_000), *range(module.LATE, module.LATE + 10_000)])}
+    assert len(read) > 2_000
     tasks = mixture.all_tasks()
     assert not {task.prompt for task in tasks} & read
     phrasings = {phrasing for use in ("train", "eval") for key in world.behaviors for phrasing in world.phrasings[use][key]}

@@ -298,7 +298,8 @@ def table(result: dict) -> str:
             continue
         ratio = f"{ours['median_seconds'] / side['median_seconds']:10.3f}" if "error" not in ours else ""
         lines.append(f"{name:16} {side['median_seconds']:9.4f}  {side['spread'][0]:8.4f} {side['spread'][1]:8.4f} "
-                     f"{side['peak_bytes'] / 1e9:9.2f} {side['median_matrix_flops'] / 1e9:8.4g} {ratio}" + (f"  ({side['note']})" if "note" in side else ""))
+                     f"{side['peak_bytes'] / 1e9:9.2f} {side['median_matrix_flops'] / 1e9:8.4g} {ratio}"
+                     + (f"  ({side['note']})" if "note" in side else ""))
     if "utilisation" in result:
         lines.append(f"needed {result['needed_flops'] / 1e9:.4g} GFLOP: {result['flops_per_second'] / 1e9:.4g} GFLOP/s, "
                      f"{result['utilisation']:.1%} of what matrix products beside each repeat reach")
