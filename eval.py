@@ -20,18 +20,18 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from minimon.attack import attacked_rows, attacks, measure_attacks
-from minimon.calibrate import calibrate, find_calibration, save_calibration
+from minimon.study.attacks import attacked_rows, attacks, measure_attacks
+from minimon.serve.thresholds import calibrate, find_calibration, save_calibration
 from minimon.checkpoint import load_model, save_model
-from minimon.cli import check_device, one_line_errors, parse, setting, shipped
-from minimon.distributed import counter, from_first, launched, rank, shard, size, start
+from minimon.run.cli import check_device, one_line_errors, parse, setting, shipped
+from minimon.run.processes import counter, from_first, launched, rank, shard, size, start
 from minimon.evaluate import evaluate, evaluation_rows, limit_rows, read
 from minimon.files import read_json, resolve, sha256
-from minimon.instruct import load_conversations, schedule_of
+from minimon.tasks import load_conversations, schedule_of
 from minimon.lora import load_adapter, merge_lora
-from minimon.provenance import check_same, data_files, provenance
-from minimon.report import attack_lines, build_report, table, verdict_line, write_report
-from minimon.scoring import after, check_again, count_lines, items, score_items, whole_lines
+from minimon.run.provenance import check_same, data_files, provenance
+from minimon.report.build import attack_lines, build_report, table, verdict_line, write_report
+from minimon.serve.stream import after, check_again, count_lines, items, score_items, whole_lines
 from minimon.tasks import load_mixture, load_task, near_duplicates
 from minimon.tokenizer import load_tokenizer
 

@@ -25,19 +25,20 @@ from tqdm import tqdm
 
 from minimon.batch import fit_row, make_batch, row_limit
 from minimon.checkpoint import load_model
-from minimon.cli import one_line_errors, parse, peak_memory_gb, setting, shipped, stop_signals
-from minimon.distributed import copy_from_first, counter, from_first, rank, shard, size, start, sum_gradients
-from minimon.elicit import label_quality, labelled_rows, load_labels, save_labels, self_labels, thought_tokens, unlabelled_rows
+from minimon.run.cli import one_line_errors, parse, peak_memory_gb, setting, shipped, stop_signals
+from minimon.run.processes import copy_from_first, counter, from_first, rank, shard, size, start, sum_gradients
+from minimon.study.self_labels import label_quality, labelled_rows, load_labels, save_labels, self_labels, thought_tokens, unlabelled_rows
 from minimon.evaluate import evaluate, evaluation_rows, limit_rows, rope_switch
 from minimon.files import resolve, sha256
-from minimon.instruct import SCHEDULES, conversation_loss, refuse_long
-from minimon.known import Known
+from minimon.steps import conversation_loss, refuse_long
+from minimon.tasks import SCHEDULES
+from minimon.run.known import Known
 from minimon.lora import add_lora, adapter_tensors, enable_lora, load_adapter, save_adapter
 from minimon.loss import label_token_loss, vocab_token_loss
-from minimon.plan import PARTS, check_settings, halved, instruction_plan, share_of, training_steps
-from minimon.provenance import check_same, provenance
-from minimon.report import build_report, table, verdict_line, write_report
-from minimon.state import find_run, load_state, save_state, start_run
+from minimon.steps import PARTS, check_settings, halved, instruction_plan, share_of, training_steps
+from minimon.run.provenance import check_same, provenance
+from minimon.report.build import build_report, table, verdict_line, write_report
+from minimon.run.directory import find_run, load_state, save_state, start_run
 from minimon.tasks import load_mixture, near_duplicates
 from minimon.tokenizer import load_tokenizer
 

@@ -19,7 +19,7 @@ from urllib.parse import quote, urlsplit
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from minimon.cli import one_line_errors, parse, setting, shipped  # noqa: E402
+from minimon.run.cli import one_line_errors, parse, setting, shipped  # noqa: E402
 from minimon.files import sha256  # noqa: E402
 from minimon.tasks import load_mixture  # noqa: E402
 

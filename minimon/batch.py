@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from minimon.instruct import Conversation
-from minimon.tasks import Mixture, Row, Task
+
+from minimon.tasks import Conversation, Mixture, Row, Task
 from minimon.tokenizer import Tokenizer
 
 CUT = "\n[... {} tokens left out ...]\n"        # stands in a text for its middle

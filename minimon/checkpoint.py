@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from minimon.config import WRAPPERS, ModelConfig, read_config, text_decoder
+from minimon.hf.families import WRAPPERS, read_config, text_decoder
 from minimon.files import open_tensors, read_json, resolve, write_json, write_tensors
-from minimon.model import Decoder
+from minimon.model import Decoder, ModelConfig
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from minimon.batch import common_prefix, fit, fit_row, make_batch, token_batches
-from minimon.distributed import each
+from minimon.run.processes import each
 from minimon.generate import Answer, generate
 from minimon.lora import enable_lora
 from minimon.memory import batch_tokens_of, decode_tokens_of, in_batches

@@ -4,6 +4,7 @@ B batch, T tokens, P cached tokens, S = P + T, C hidden_size, H heads, K key/val
 Rows are right-padded: under a causal mask a pad is never seen by what stands before it, so no row needs a mask of its own.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -11,12 +12,47 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from minimon.config import ModelConfig
+from minimon.attention import rope_angles, rotate
 from minimon.ops import GatedSiLU, Normalize
-from minimon.rope import rope_angles, rotate
 
 MASKED = 2 ** 22                               # entries of an attention mask, about; a long suffix goes without one
 PAD_POSITION = 2 ** 30                         # later than any query, so never visible
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One decoder. Names are those of config.json; where families differ in kind, a named part says which (norms, qk_norm)."""
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int                              # apart from hidden_size / num_attention_heads
+    rms_norm_eps: float
+    hidden_act: str                            # silu | gelu_pytorch_tanh
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    layer_types: tuple[str, ...]               # full_attention | sliding_attention, one a layer
+    sliding_window: int | None                 # keys visible to a query of a sliding layer, itself included
+    rope: dict[str, object]                    # by layer type
+    rope_layers: tuple[bool, ...]              # False: no rotation in that layer (smollm3)
+    rope_fp32: bool                            # rotate in fp32 whatever the dtype (olmo)
+    norms: str                                 # pre | post | sandwich: where a block's norms stand
+    norm_fp32: bool                            # multiply by the gain before the cast back, not after it
+    norm_plus_one: bool                        # the gain is 1 + weight (gemma)
+    qk_norm: str | None                        # head: per head; full: over all heads at once (olmo)
+    fused_projections: bool                    # qkv_proj and gate_up_proj (phi3)
+    embedding_multiplier: float
+    attention_multiplier: float                # scores are q k^T times this
+    residual_multiplier: float
+    logits_scaling: float                      # logits are divided by this
+    wrapped: bool                              # the text decoder of a multimodal model
 
 
 class Cache(NamedTuple):

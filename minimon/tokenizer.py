@@ -19,7 +19,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as FastTokenizer
 
 from minimon.files import read_json, resolve
-from minimon.template import compile_template, eos_ids, find_template, one_line, special_tokens
+from minimon.hf.templates import compile_template, eos_ids, find_template, one_line, special_tokens
 
 NONCE, NONCE_END, GAP, ANSWER = "\U0010ff00", "\U0010ff01", "\U0010ff02", "\U0010ff03"     # private use, as HELD + i is, which
 LONGEST = 1024                                 # characters of a control token; every ending of it is looked for

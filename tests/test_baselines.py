@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from minimon.baselines import BagOfWords, baselines, fitted_threshold, logistic, moved, same_criterion
+from minimon.study.baselines import BagOfWords, baselines, fitted_threshold, logistic, moved, same_criterion
 from minimon.checkpoint import load_model
 from minimon.evaluate import read
 from minimon.metrics import auroc

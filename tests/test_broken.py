@@ -19,18 +19,19 @@ import eval as evaluation
 import tiny
 import toy_tokenizers
 import train
-from minimon import records, scoring
-from minimon.calibrate import find_calibration
+from minimon.formats import records as records
+from minimon.serve import stream as scoring
+from minimon.serve.thresholds import find_calibration
 from minimon.checkpoint import load_model
-from minimon.cli import one_line
-from minimon.elicit import label_quality, labelled_rows, load_labels
+from minimon.run.cli import one_line
+from minimon.study.self_labels import label_quality, labelled_rows, load_labels
 from minimon.files import sha256
-from minimon.instruct import load_conversations
-from minimon.known import load as load_known
-from minimon.logs import read_log
+from minimon.tasks import load_conversations
+from minimon.run.known import load as load_known
+from minimon.formats.inspect_log import read_log
 from minimon.lora import adapter_tensors, add_lora, load_adapter, save_adapter
-from minimon.report import build_report, read_scores
-from minimon.state import find_run, load_state
+from minimon.report.build import build_report, read_scores
+from minimon.run.directory import find_run, load_state
 from minimon.tasks import load_mixture, load_task
 from minimon.tokenizer import load_tokenizer
 

@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from minimon import distributed, evaluate as evaluation, plan
+from minimon import evaluate as evaluation, steps as plan
+from minimon.run import processes as distributed
 from minimon.checkpoint import load_model
 from minimon.evaluate import evaluate
 from minimon.lora import add_lora

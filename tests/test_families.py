@@ -11,9 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minimon.checkpoint import load_model
-from minimon.config import FAMILIES, WRAPPERS, ModelConfig, config_from_dict, read_config
+from minimon.model import ModelConfig
+from minimon.hf.families import FAMILIES, WRAPPERS, config_from_dict, read_config
 from minimon.model import RMSNorm
-from minimon.rope import NEEDED, rope_frequencies
+from minimon.hf.rope import NEEDED, rope_frequencies
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "families.json").read_text())
 CASES = GOLDEN["cases"]

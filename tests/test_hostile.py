@@ -10,17 +10,18 @@ from hypothesis import HealthCheck, given, settings as rules, strategies as st
 
 import eval as evaluation
 import train
-from minimon import files, scoring
-from minimon.attack import ROWS, attack_rows, attacks
+from minimon import files
+from minimon.serve import stream as scoring
+from minimon.study.attacks import ROWS, attack_rows, attacks
 from minimon.checkpoint import load_model
-from minimon.cli import one_line, one_line_errors
+from minimon.run.cli import one_line, one_line_errors
 from minimon.evaluate import score
-from minimon.logs import read_log
+from minimon.formats.inspect_log import read_log
 from minimon.metrics import Scores
-from minimon.records import ROWS as READ
+from minimon.formats.records import ROWS as READ
 from minimon.tasks import bare, load_mixture, load_task, near_duplicates
 from minimon.tokenizer import load_tokenizer
-from minimon.transcript import text_of
+from minimon.formats.transcript import text_of
 from small_world import settings
 from test_interrupt import WHOLE, whole
 
@@ -248,7 +249,7 @@ def test_near_duplicates_across_the_split_are_counted_and_equal_ones_refused(wor
     found = near_duplicates(load_mixture(tmp_path / "m.toml"))
     assert found["new_domain"]["rows"] == 4 and sum(part["near_duplicates"] for part in found.values()) >= 1
     mixture = load_mixture(tmp_path / "m.toml")
-    from minimon.instruct import Conversation
+    from minimon.tasks import Conversation
     held = near_duplicates(mixture, [Conversation(({"role": "user", "content": mixture.test_rows(mixture.splits["new_domain"][""][0])[0].text},), "f:1")])
     assert held["instruct"] == {"rows": 1, "near_duplicates": 1}
     rows[15]["text"] = "old 3 of 1"

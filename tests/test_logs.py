@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from minimon import logs
-from minimon.logs import count_samples, is_log, read_log
+from minimon.formats import inspect_log as logs
+from minimon.formats.inspect_log import count_samples, is_log, read_log
 from minimon.tasks import load_task
-from minimon.transcript import text_of, transcript
+from minimon.formats.transcript import text_of, transcript
 
 INSPECT = Path(__file__).parent / "golden" / "inspect"                                 # by golden/make_logs.py
 FORMS = ("deflate.eval", "zstd.eval", "plain.json")

@@ -14,7 +14,8 @@ from minimon.batch import encode_row, fit_row, make_batch
 from minimon.checkpoint import load_model
 from minimon.evaluate import limit_rows, read, think
 from minimon.generate import generate
-from minimon.instruct import Conversation, refuse_long
+from minimon.steps import refuse_long
+from minimon.tasks import Conversation
 from minimon.memory import in_batches
 from minimon.tasks import load_task
 from minimon.tokenizer import load_tokenizer

@@ -9,7 +9,7 @@ import pytest
 
 from minimon import metrics
 from minimon.metrics import Scores, auroc, brier, ece, inter_task_generalization, intervals, measures, performance, ranks, tpr_at_fpr
-from minimon.report import build_report, table, verdict_line, write_report
+from minimon.report.build import build_report, table, verdict_line, write_report
 
 
 def random_scores(n=60, seed=0, decimals=None):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from minimon.batch import make_batch
-from minimon.config import config_from_dict
+from minimon.hf.families import config_from_dict
 from minimon.generate import generate
 from minimon.lora import add_lora, adapter_tensors, enable_lora, lora_layers, merge_lora
 from minimon.loss import vocab_token_loss

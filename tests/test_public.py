@@ -153,7 +153,7 @@ HIDDEN = {"agent-risk": {"risk_description", "goal", "label"}, "agent-attacked":
 
 @pytest.mark.parametrize("name", HIDDEN)
 def test_fields_that_leak_the_label_are_never_shown(name):
-    from minimon.transcript import fields_of
+    from minimon.formats.transcript import fields_of
     shown = {part for field in fields_of(load_task(PUBLIC / f"{name}.toml").text) for part in field.split(".")}
     assert shown and not shown & HIDDEN[name]
 

@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 
 import train
 from minimon.checkpoint import load_model
-from minimon.elicit import label_quality, labelled_rows, load_labels
-from minimon.instruct import Conversation, conversation_loss, load_conversations
-from minimon.known import Known
+from minimon.study.self_labels import label_quality, labelled_rows, load_labels
+from minimon.steps import conversation_loss
+from minimon.tasks import Conversation, load_conversations
+from minimon.run.known import Known
 from minimon.lora import adapter_tensors, add_lora
 from minimon.tasks import load_mixture
 from minimon.tokenizer import load_tokenizer

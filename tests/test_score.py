@@ -14,15 +14,15 @@ import torch
 
 import eval as evaluation
 import tiny
-from minimon import calibrate as calibration
-from minimon import scoring
-from minimon.calibrate import calibrate, positive, tempered, wilson
+from minimon.serve import thresholds as calibration
+from minimon.serve import stream as scoring
+from minimon.serve.thresholds import calibrate, positive, tempered, wilson
 from minimon.checkpoint import load_model
 from minimon.evaluate import score
-from minimon.figure import reliability, roc, roc_rows, uplift_text, write_figure
+from minimon.report.figure import reliability, roc, roc_rows, uplift_text, write_figure
 from minimon.lora import add_lora, adapter_tensors, load_adapter, save_adapter
 from minimon.metrics import Scores, ece, tpr_at_fpr
-from minimon.report import build_report, write_report
+from minimon.report.build import build_report, write_report
 from minimon.tasks import load_task
 from minimon.tokenizer import load_tokenizer
 

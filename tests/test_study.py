@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 
 import train
-from minimon import study
-from minimon.cli import parse
-from minimon.findings import Runs, against, difference, six_answers, uplift, verdict
+from minimon.study import __main__ as study
+from minimon.run.cli import parse
+from minimon.study.findings import Runs, against, difference, six_answers, uplift, verdict
 from minimon.metrics import DRAWS, Scores, intervals
-from minimon.study_figures import write_figures
-from minimon.study_results import results
+from minimon.study.figures import write_figures
+from minimon.study.results import results
 from minimon.tasks import load_mixture
 from test_train import ROOT
 

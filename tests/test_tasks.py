@@ -5,7 +5,7 @@ import json
 import pytest
 
 from minimon.batch import common_prefix, make_batch, token_batches, training_order
-from minimon.instruct import Conversation
+from minimon.tasks import Conversation
 from minimon.tasks import load_mixture, load_task, load_tasks
 
 TASK = """

@@ -10,7 +10,7 @@ import pytest
 
 import world as module
 from minimon.files import read_rows, read_toml
-from minimon.instruct import load_conversations
+from minimon.tasks import load_conversations
 from minimon.tasks import DECODING, load_mixture
 from minimon.tokenizer import load_tokenizer
 from world import DOCUMENTS, NEW_BEHAVIORS, NEW_DOMAINS, SINGLE_PROMPT, Documents, World, render, write_instruct, write_mixture, write_rows, write_tasks
@@ -103,7 +103,7 @@ def test_general_instructions_hold_no_classification_and_nothing_that_is_held_ou
 
 def test_a_bag_of_words_finds_little_on_new_domains(mixture):
     """Trained on all training domains, a criterion each: what shared words alone give. The issue with the world as handed over was 0.91."""
-    from minimon.baselines import BagOfWords
+    from minimon.study.baselines import BagOfWords
     from minimon.metrics import auroc
     words = BagOfWords(mixture, {task.name: task.select("train", None, balance=False, seed=0) for task in mixture.train})
     areas = []

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from minimon.config import config_from_dict
+from minimon.hf.families import config_from_dict
 from minimon.evaluate import Reading
 from minimon.model import Decoder
 

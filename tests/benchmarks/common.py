@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from minimon.checkpoint import load_model  # noqa: E402
-from minimon.config import config_from_dict  # noqa: E402
+from minimon.hf.families import config_from_dict  # noqa: E402
 from minimon.lora import add_lora, adapter_tensors, load_adapter, lora_layers, save_adapter  # noqa: E402
 from minimon.model import Decoder  # noqa: E402
 

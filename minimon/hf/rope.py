@@ -9,8 +9,6 @@ from dataclasses import dataclass, field
 
 import torch
 
-from minimon.ops import Rotate
-
 FULL, SLIDING = "full_attention", "sliding_attention"
 NEEDED = {                                     # rope type -> the numbers it cannot do without
     "default": (), "linear": ("factor",), "dynamic": ("factor",), "yarn": (), "longrope": (),
@@ -33,20 +31,8 @@ class RopeConfig:
         """Length beyond which the angles depend on the whole text's length; None where they never do."""
         return {"dynamic": self.max_positions, "longrope": self.original_positions}.get(self.rope_type)
 
-
-def rope_angles(config: RopeConfig, positions: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """positions (..., T) -> cos, sin (..., T, d) in fp32, for a text of `length` tokens in all."""
-    frequencies, factor = rope_frequencies(config, length)
-    angles = positions[..., None].float() * frequencies.to(positions.device)          # (..., T, d/2)
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos() * factor, angles.sin() * factor
-
-
-def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """x (B, H, T, D), cos and sin broadcastable to (B, 1, T, d); the last D - d dimensions pass."""
-    d = cos.shape[-1]
-    rotated, rest = Rotate.apply(x[..., :d], cos, sin), x[..., d:]
-    return torch.cat((rotated, rest), dim=-1) if rest.shape[-1] else rotated
+    def frequencies(self, length: int) -> tuple[torch.Tensor, float]:
+        return rope_frequencies(self, length)
 
 
 def rope_frequencies(config: RopeConfig, length: int) -> tuple[torch.Tensor, float]:

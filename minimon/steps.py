@@ -8,11 +8,13 @@ import os
 import shutil
 from pathlib import Path
 
+import torch
+
 from minimon.batch import Group, training_order
-from minimon.cli import check_device
-from minimon.distributed import deal, rank
-from minimon.instruct import Conversation, load_conversations, schedule_of
-from minimon.tasks import Mixture
+from minimon.run.cli import check_device
+from minimon.run.processes import deal, rank
+from minimon.loss import response_loss
+from minimon.tasks import Conversation, Mixture, load_conversations, schedule_of
 
 PARTS = {"loss": False, "instruct_loss": True}             # of a step: whether the rows are conversations
 
@@ -92,3 +94,40 @@ def halved(share):
         middle = (len(group.rows) + 1) // 2 if group.task else len(group.rows)
         parts += [(Group(group.task, rows), weight) for rows in (group.rows[:middle], group.rows[middle:]) if rows]
     return parts if len(parts) > len(share) else []
+
+
+# ---- conversations ----------------------------------------------------------------------------------------------------
+
+
+def encode_conversation(tokenizer, conversation: Conversation) -> tuple[list[int], tuple[int, int]]:
+    """Its ids, and where the assistant's last turn lies in them."""
+    thinking = any(message.get("reasoning_content") for message in conversation.messages[-1:])
+    try:
+        return tokenizer.chat(list(conversation.messages), thinking=thinking)
+    except ValueError as error:
+        raise ValueError(f"{conversation.where}: {error}") from error
+
+
+def refuse_long(tokenizer, conversations: list[Conversation], limit: int | None) -> None:
+    """Nothing of a conversation can be left out: one of more than `limit` tokens is refused. (A token is a byte or more.)"""
+    for conversation in conversations:
+        if limit is not None and len(conversation.text.encode("utf-8", "replace")) > limit // 2:
+            length = len(encode_conversation(tokenizer, conversation)[0])
+            if length > limit:
+                raise ValueError(f"{conversation.where}: expected at most {limit} tokens, got {length}; shorten the conversation, or take "
+                                 "it out, or give more --max-tokens")
+
+
+def conversation_loss(model, tokenizer, conversations: list[Conversation]):
+    """Mean cross-entropy over all tokens of the assistants' last turns -> (loss (), tokens that went through the model)."""
+    parts = [encode_conversation(tokenizer, conversation) for conversation in conversations]
+    device = model.lm_head.weight.device
+    tokens = torch.zeros(len(parts), max(len(ids) for ids, _ in parts), dtype=torch.long)          # (B, T), right-padded
+    said = torch.zeros(tokens.shape, dtype=torch.bool)
+    for i, (ids, (start, stop)) in enumerate(parts):
+        tokens[i, :len(ids)] = torch.tensor(ids)
+        said[i, start:stop] = True
+    tokens, said = tokens.to(device), said.to(device)
+    hidden = model(tokens[:, :-1])[said[:, 1:]]                                                    # (n, C) before each token said
+    loss = response_loss(hidden, model.lm_head.weight, tokens[:, 1:][said[:, 1:]], scale=1 / model.config.logits_scaling)
+    return loss, sum(len(ids) for ids, _ in parts)

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from minimon.files import find_files, read_rows, sha256
-from minimon.logs import is_log, read_log
+from minimon.formats.inspect_log import is_log, read_log
 
 FORMATS = ("jsonl", "json", "csv", "tsv", "lines", "log")
 KEYS = {"format", "columns", "each", "join", "keep", "drop", "source"}

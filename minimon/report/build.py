@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minimon.figure import RATES, reliability_rows, roc_rows, uplift_text, write_figure
+from minimon.report.figure import RATES, reliability_rows, roc_rows, uplift_text, write_figure
 from minimon.files import read_jsonl, write_json, write_text
 from minimon.metrics import Scores, chance, inter_task_generalization, intervals, mean_measures, measures, performance
 

@@ -21,7 +21,7 @@ Turns are read in the shapes of OpenAI's chat (tool_calls, function_call), of In
 import json
 import re
 
-from minimon.records import lookup
+from minimon.formats.records import lookup
 
 ROLES = {"human": "user", "agent": "assistant", "ai": "assistant", "gpt": "assistant", "model": "assistant", "bot": "assistant",
          "environment": "tool", "function": "tool", "observation": "tool"}

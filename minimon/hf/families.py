@@ -4,49 +4,12 @@ A family is a row of FAMILIES: only the values in which it differs from Llama. K
 defaults, which are those of Hugging Face's configuration classes.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from minimon.files import read_json
-from minimon.rope import FULL, SLIDING, RopeConfig, read_rope
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """One decoder. Names are those of config.json; where families differ in kind, a named part says which (norms, qk_norm)."""
-
-    model_type: str
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int                              # apart from hidden_size / num_attention_heads
-    rms_norm_eps: float
-    hidden_act: str                            # silu | gelu_pytorch_tanh
-    max_position_embeddings: int
-    tie_word_embeddings: bool
-    qkv_bias: bool
-    o_bias: bool
-    mlp_bias: bool
-    layer_types: tuple[str, ...]               # full_attention | sliding_attention, one a layer
-    sliding_window: int | None                 # keys visible to a query of a sliding layer, itself included
-    rope: dict[str, RopeConfig]                # by layer type
-    rope_layers: tuple[bool, ...]              # False: no rotation in that layer (smollm3)
-    rope_fp32: bool                            # rotate in fp32 whatever the dtype (olmo)
-    norms: str                                 # pre | post | sandwich: where a block's norms stand
-    norm_fp32: bool                            # multiply by the gain before the cast back, not after it
-    norm_plus_one: bool                        # the gain is 1 + weight (gemma)
-    qk_norm: str | None                        # head: per head; full: over all heads at once (olmo)
-    fused_projections: bool                    # qkv_proj and gate_up_proj (phi3)
-    embedding_multiplier: float
-    attention_multiplier: float                # scores are q k^T times this
-    residual_multiplier: float
-    logits_scaling: float                      # logits are divided by this
-    wrapped: bool                              # the text decoder of a multimodal model
-
+from minimon.hf.rope import FULL, SLIDING, read_rope
+from minimon.model import ModelConfig
 
 COMMON = dict(
     vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
@@ -76,6 +39,8 @@ FAMILIES = {
                         rope_local_base_freq=10_000.0, hidden_activation="gelu_pytorch_tanh", norms="sandwich", qk_norm="head"),
     "granite": dict(embedding_multiplier=1.0, attention_multiplier=1.0, residual_multiplier=1.0, logits_scaling=1.0),
 }
+
+
 class Wrapper(NamedTuple):
     """A multimodal model_type around a decoder."""
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from minimon.distributed import rank
+from minimon.run.processes import rank
 from minimon.files import open_tensors, read_json, read_text, tensor, write_json, write_tensors, write_text
 
 # what may differ from the saved run

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import torch
 
-from minimon.distributed import lost, speaks, stop
+from minimon.run.processes import lost, speaks, stop
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def setting(default, help: str, choices=None):

@@ -13,8 +13,9 @@ import safetensors
 import tokenizers
 import torch
 
+import minimon
 from minimon.files import read_json, sha256
-from minimon.records import row_files
+from minimon.formats.records import row_files
 from minimon.tasks import Mixture
 
 NAME = "provenance.json"
@@ -24,7 +25,7 @@ BASE = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_co
 
 def provenance(command: list[str], base: Path, mixture: Mixture | None = None, *more) -> dict:
     """What is kept of a run. `more`: files beside those of the mixture that it came of."""
-    packages = {module.__name__: module.__version__ for module in (sys.modules[__package__], torch, tokenizers, safetensors, numpy)}
+    packages = {module.__name__: module.__version__ for module in (minimon, torch, tokenizers, safetensors, numpy)}
     return {"command": command, "versions": {"python": platform.python_version(), **packages, "cuda": torch.version.cuda},
             "base": base_files(base), **({"data": data_files(mixture, *more)} if mixture else {})}
 

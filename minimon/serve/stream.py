@@ -12,14 +12,14 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from minimon.calibrate import positive
-from minimon.distributed import each, size
+from minimon.serve.thresholds import positive
+from minimon.run.processes import each, size
 from minimon.evaluate import read
 from minimon.files import json_row
-from minimon.logs import is_log, read_log
-from minimon.records import MISSING, lookup
+from minimon.formats.inspect_log import is_log, read_log
+from minimon.formats.records import MISSING, lookup
 from minimon.tasks import Task
-from minimon.transcript import fields_of, text_of
+from minimon.formats.transcript import fields_of, text_of
 
 CHUNK_ROWS, CHUNK_CHARS = 256, 2 ** 20         # what is scored together is at most this, or one row
 

@@ -3,8 +3,8 @@
 import re
 from statistics import fmean
 
-from minimon.baselines import baselines
-from minimon.findings import Runs, level, regime_table, six_answers, uplift
+from minimon.study.baselines import baselines
+from minimon.study.findings import Runs, level, regime_table, six_answers, uplift
 from minimon.metrics import bootstrap, intervals, mean_measures
 
 GROUPS = ("new_domain", "new_prompt")

@@ -1,0 +1,1 @@
+"""Transcripts and logs -> plain rows."""

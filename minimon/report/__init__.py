@@ -1,0 +1,1 @@
+"""Scores -> report.json, report.md, figures."""

@@ -1,0 +1,1 @@
+"""A monitor at work: scores of a stream, thresholds."""
