@@ -1,135 +1,270 @@
-"""Rows -> batches: the prompt shared by a batch once, then what differs, right-padded; and the seeded order of training.
+"""Rows -> ids -> ragged passes: a prompt that texts share once, then what differs, without padding; and the seeded order of training.
 
-B rows of one task, P shared prefix tokens, T tokens of the longest suffix.
+N tokens of a pass, B texts in it, P tokens of a shared prefix.
 """
 
 import random
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-
+from minimon.attention import Span
 from minimon.tasks import Conversation, Mixture, Row, Task
 from minimon.tokenizer import Tokenizer
 
-CUT = "\n[... {} tokens left out ...]\n"        # stands in a text for its middle
-WINDOW = 8                                     # groups whose rows are sorted by length together
+CUT = "\n[... {} tokens left out ...]\n"  # stands in a text for its middle
+WINDOW = 8  # groups whose rows are sorted by length together
 
 
-@dataclass(frozen=True)
-class Batch:
-    prefix: torch.Tensor                       # (1, P) longest common prefix of the rows' ids; P may be 0
-    suffix: torch.Tensor                       # (B, T) the rest of each row, right-padded with 0
-    lengths: torch.Tensor                      # (B,) tokens of each suffix, at least 1
-    targets: torch.Tensor                      # (B,) label indices
-    cut: int = 0                               # rows whose text was cut to fit
-
-    def to(self, device) -> "Batch":
-        return Batch(*(tensor.to(device) for tensor in (self.prefix, self.suffix, self.lengths, self.targets)), self.cut)
+# ---- a row as ids ----------------------------------------------------------------------------------------------------
 
 
-def encode_row(tokenizer: Tokenizer, task: Task, text: str, *, thinking: bool = False) -> list[int]:
-    """The prompt as system turn, the text as user turn, up to the answer; or the prompt after the text, in one turn."""
-    return fit_row(tokenizer, task, text, thinking=thinking)[0]
+class Limit(NamedTuple):
+    """Of a row's tokens. None: no limit."""
+
+    tokens: int | None = None  # of the row itself
+    positions: int | None = None  # of the row and what is written after it: what the base can tell apart
 
 
-def fit_row(tokenizer: Tokenizer, task: Task, text: str, *, thinking: bool = False, room: int = 0) -> tuple[list[int], int]:
-    """encode_row -> (ids, tokens of the text that were left out to fit, see `fit`)."""
-    def encode(text):
+NO_LIMIT = Limit()
+
+
+class EncodedRow(NamedTuple):
+    ids: list[int]
+    left_out: int  # tokens of the text that were cut out of its middle
+
+
+def row_limit(config, max_tokens: int | None) -> Limit:
+    """What rows may be long for a base of this ModelConfig. Raises ValueError for more than it has positions for."""
+    positions = min(rope.longest_text for rope in config.rope.values())
+    if max_tokens is not None and not 16 <= max_tokens <= positions:
+        raise ValueError(
+            f"--max-tokens: expected a number from 16 to the base's max_position_embeddings, {positions}; got {max_tokens}"
+        )
+    return Limit(max_tokens, positions)
+
+
+def encode_row(
+    tokenizer: Tokenizer,
+    task: Task,
+    text: str,
+    *,
+    limit: Limit = NO_LIMIT,
+    thinking: bool = False,
+    room: int = 0,
+) -> EncodedRow:
+    """The prompt as system turn, the text as user turn, up to the answer; or the prompt after the text, in one turn.
+
+    room: tokens to be written after the row. Raises ValueError naming the task."""
+
+    def encode(text: str) -> list[int]:
         if task.prompt_position == "after":
-            return tokenizer.chat([{"role": "user", "content": f"{text}\n\n{task.prompt}"}], thinking=thinking)
-        return tokenizer.chat([{"role": "system", "content": task.prompt}, {"role": "user", "content": text}], thinking=thinking)
+            messages = [{"role": "user", "content": f"{text}\n\n{task.prompt}"}]
+        else:
+            messages = [{"role": "system", "content": task.prompt}, {"role": "user", "content": text}]
+        return tokenizer.chat(messages, thinking=thinking)
+
     try:
-        return fit(tokenizer, text, encode, room)
+        return fit(tokenizer, text, encode, limit, room)
     except ValueError as error:
         raise ValueError(f"{task.where}: task {task.name!r}: {error}") from error
 
 
-def fit(tokenizer: Tokenizer, text: str, encode, room: int = 0) -> tuple[list[int], int]:
-    """encode(text), or what it gives for the text's head and tail, half each, with CUT between -> (ids, tokens left out).
+def task_label_ids(tokenizer: Tokenizer, task: Task, *, thinking: bool = False) -> list[int]:
+    """The token of each of the task's labels. Raises ValueError naming file and task for one that is not a token of its own."""
+    try:
+        return tokenizer.label_ids(list(task.labels), thinking=thinking)
+    except ValueError as error:
+        raise ValueError(f"{task.where}: task {task.name!r}: {error}") from error
 
-    There are at most tokenizer.max_tokens ids, and with `room` for what is written after them at most tokenizer.max_positions. All but the
-    text is whole. Raises ValueError where nothing of the text would be left."""
-    ids, limit = encode(text), row_limit(tokenizer, room)
-    if limit is None or len(ids) <= limit:
-        return ids, 0
-    spans = tokenizer.encoder.encode(text, add_special_tokens=False).offsets           # first and last character of each token
-    kept = limit - (len(ids) - len(spans))
+
+def fit(tokenizer: Tokenizer, text: str, encode, limit: Limit = NO_LIMIT, room: int = 0) -> EncodedRow:
+    """encode(text), or what it gives for the text's head and tail, half each, with CUT between: all but the text is whole.
+
+    Raises ValueError where nothing of the text would be left."""
+    ids, most = encode(text), most_tokens(limit, room)
+    if most is None or len(ids) <= most:
+        return EncodedRow(ids, 0)
+    spans = tokenizer.encoder.encode(
+        text, add_special_tokens=False
+    ).offsets  # first and last character of each token
+    kept = most - (len(ids) - len(spans))
     while True:
         kept -= 1
         if kept < 2:
-            raise ValueError(f"expected room for a text, got {limit} tokens, which prompt and template fill; give more --max-tokens")
+            raise ValueError(
+                f"expected room for a text, got {most} tokens, which prompt and template fill; give more --max-tokens"
+            )
         left_out = len(spans) - kept
-        ids = encode(text[:spans[(kept + 1) // 2 - 1][1]] + CUT.format(left_out) + text[spans[-(kept // 2)][0]:])
-        if len(ids) <= limit:
-            return ids, left_out
-        kept -= len(ids) - limit - 1
+        head_end, tail_begin = spans[(kept + 1) // 2 - 1][1], spans[-(kept // 2)][0]
+        ids = encode(text[:head_end] + CUT.format(left_out) + text[tail_begin:])
+        if len(ids) <= most:
+            return EncodedRow(ids, left_out)
+        kept -= len(ids) - most - 1
 
 
-def row_limit(tokenizer: Tokenizer, room: int = 0) -> int | None:
-    limits = [tokenizer.max_tokens, tokenizer.max_positions and tokenizer.max_positions - room]
-    return min((limit for limit in limits if limit is not None), default=None)
+def most_tokens(limit: Limit, room: int = 0) -> int | None:
+    limits = [limit.tokens, limit.positions and limit.positions - room]
+    return min((number for number in limits if number is not None), default=None)
 
 
 def common_prefix(rows: list[list[int]]) -> int:
     """Length of the longest common prefix of the rows' ids, at least one token of each row left over."""
-    first, last = min(rows), max(rows)         # in lexical order everything between shares what these two share
+    first, last = min(rows), max(rows)  # in lexical order everything between shares what these two share
     limit = min(map(len, rows)) - 1
-    return next((i for i in range(limit) if first[i] != last[i]), limit)
+    for i in range(limit):
+        if first[i] != last[i]:
+            return i
+    return limit
 
 
-def make_batch(rows: list[list[int]], targets: list[int], prefix_length: int | None = None) -> Batch:
-    P = common_prefix(rows) if prefix_length is None else prefix_length
-    lengths = torch.tensor([len(row) - P for row in rows])
-    suffix = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
-    for i, row in enumerate(rows):
-        suffix[i, : len(row) - P] = torch.tensor(row[P:])
-    return Batch(torch.tensor(rows[0][:P], dtype=torch.long)[None], suffix, lengths, torch.tensor(targets))
+# ---- passes ----------------------------------------------------------------------------------------------------------
+
+
+class Pass(NamedTuple):
+    """What goes through the model together, as one ragged row."""
+
+    tokens: torch.Tensor  # (N,)
+    spans: list[Span]
+    order: list[int]  # (B,) which of the texts it was made of each answer belongs to
+
+
+def pack(groups: list[list[list[int]]], *, switch: int | None = None, cached: int = 0, room: int = 0) -> Pass:
+    """Groups of texts (ids) -> one Pass. The texts of a group share their common prefix, which stands in the row once.
+
+    switch: a text that is longer rotates otherwise, so it stands alone, with all its ids. cached: so many tokens of the other
+    texts are in a cache and are left out. room: tokens that will be written after each text. `order` counts through all groups."""
+    tokens, spans, order, first = [], [], [], 0
+    for group in groups:
+        sharing = [i for i, ids in enumerate(group) if switch is None or len(ids) + room <= switch]
+        alone = sorted(set(range(len(group))) - set(sharing))
+        P, source = cached, "cache" if cached else None
+        if not cached and len(sharing) > 1:
+            P = common_prefix([group[i] for i in sharing])
+            if P:
+                source = "prefix"
+                spans.append(Span(1, P, is_prefix=True))
+                tokens += group[sharing[0]][:P]
+        for indices, start, continues in ((sharing, P, source), (alone, 0, None)):
+            for equal in equal_lengths(group, indices):
+                length = len(group[equal[0]])
+                spans.append(Span(len(equal), length - start, continues, full_length=length + room))
+                for i in equal:
+                    tokens += group[i][start:]
+                    order.append(first + i)
+        first += len(group)
+    return Pass(torch.tensor(tokens, dtype=torch.long), spans, order)
+
+
+def rope_switch(config) -> int | None:
+    """Texts longer than this rotate otherwise (dynamic NTK, longrope), so they share no prefix with shorter ones."""
+    return min((rope.switch for rope in config.rope.values() if rope.switch), default=None)
+
+
+def equal_lengths(texts: list[list[int]], indices: list[int]) -> list[list[int]]:
+    """Indices of texts of equal length together, the shortest first."""
+    by_length: dict[int, list[int]] = {}
+    for i in sorted(indices, key=lambda i: len(texts[i])):
+        by_length.setdefault(len(texts[i]), []).append(i)
+    return list(by_length.values())
 
 
 def token_batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
-    """Indices sorted by length, cut so that rows x longest row stays within `batch_tokens` (a row alone may exceed it)."""
-    batches = []
+    """Indices, the shortest first, in batches of at most `batch_tokens` (one text may exceed it) and about equal tokens."""
+    goal = sum(lengths) / max(1, -(-sum(lengths) // batch_tokens))
+    batches, tokens = [], 0
     for i in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
-        if batches and (len(batches[-1]) + 1) * lengths[i] <= batch_tokens:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
+        full = not batches or tokens >= goal or tokens + lengths[i] > batch_tokens
+        if full:
+            batches.append([])
+            tokens = 0
+        batches[-1].append(i)
+        tokens += lengths[i]
     return batches
+
+
+def in_batches(batches: list[list[int]], work, can_halve: bool = True):
+    """(batch, work(batch)) of all batches. Where CUDA is out of memory, what is left goes on in halves.
+
+    Raises ValueError for a single text, or where batches may not change (shards, whose processes must all do the same)."""
+    waiting = list(batches)
+    while waiting:
+        try:
+            result = work(waiting[0])
+        except torch.OutOfMemoryError as error:
+            if len(waiting[0]) == 1 or not can_halve:
+                raise ValueError(
+                    f"out of memory with {len(waiting[0])} texts at a time; give a lower --batch-tokens or --max-tokens"
+                ) from error
+        else:
+            yield waiting.pop(0), result
+            continue
+        torch.cuda.empty_cache()  # after the error, whose traceback held tensors
+        waiting = [half for batch in waiting for half in halves(batch)]
+
+
+def halves(items: list) -> list[list]:
+    middle = (len(items) + 1) // 2
+    return [half for half in (items[:middle], items[middle:]) if half]
+
+
+# ---- the order of training -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rows of one task that go through the model together; or conversations, which have no task."""
+    """Rows of one task that share their prompt; or conversations, which have no task."""
 
     task: Task | None
     rows: list[Row] | list[Conversation]
 
+    @property
+    def characters(self) -> int:
+        return sum(len(row.text) for row in self.rows)
 
-def training_order(mixture: Mixture, rows: dict[str, list[Row]], conversations: list[Conversation], seed: int, steps: int,
-                   batch_size: int, group_size: int, fraction: float = 0.0) -> list[list[Group]]:
-    """Steps of groups, `batch_size` rows a step, that share of them conversations: all of it a function of the seed.
+
+def training_order(
+    mixture: Mixture,
+    rows: dict[str, list[Row]],
+    conversations: list[Conversation],
+    *,
+    seed: int,
+    steps: int,
+    batch_size: int,
+    group_size: int,
+    fraction: float = 0.0,
+) -> list[list[Group]]:
+    """Steps of groups, `batch_size` rows a step, that fraction of them conversations: all of it a function of the seed.
 
     `rows`: of each training task. Fractions of a row are carried on to later steps."""
     queues = {name: row_groups(f"{seed}-{name}", of_task, group_size) for name, of_task in rows.items()}
-    talks = row_groups(f"{seed}-instruct", conversations, group_size)
-    tasks, order, rest = task_order(mixture, seed), [], {}     # rest: of a group that a step cut
+    queues[None] = row_groups(f"{seed}-instruct", conversations, group_size)
+    tasks = task_order(mixture, seed)
+    leftover: dict[str | None, list] = {}  # of a group that a step cut, by task
+    order = []
     for step in range(steps):
-        groups, talk = [], int((step + 1) * fraction * batch_size + 1e-9) - int(step * fraction * batch_size + 1e-9)
-        for talking, left in ((False, batch_size - talk), (True, talk)):
-            while left:
-                source = None if talking else next(tasks)
-                name = source.name if source else None
-                some = rest.pop(name, None) or next(queues[name] if source else talks)
-                rest[name] = some[left:]
-                groups.append(Group(source, some[:left]))
-                left -= len(groups[-1].rows)
+        conversation_count = whole(step + 1, fraction * batch_size) - whole(step, fraction * batch_size)
+        groups = []
+        for is_task, wanted in ((True, batch_size - conversation_count), (False, conversation_count)):
+            while wanted:
+                task = next(tasks) if is_task else None
+                name = task.name if task else None
+                candidates = leftover.pop(name, None) or next(queues[name])
+                groups.append(Group(task, candidates[:wanted]))
+                leftover[name] = candidates[wanted:]
+                wanted -= len(groups[-1].rows)
         order.append(groups)
     return order
 
 
+def whole(count: int, share: float) -> int:
+    """Whole rows in `count` shares; a sum of fractions that is a hair under a whole number counts as it."""
+    return int(count * share + 1e-9)
+
+
 def task_order(mixture: Mixture, seed: int):
-    """Tasks in proportion to their weights: each time the one furthest behind its share, ties in an order drawn anew every round."""
+    """Tasks in proportion to their weights: each time the one furthest behind its share, ties in an order drawn from the seed."""
     rng = random.Random(f"tasks-{seed}")
     weights = [mixture.weights.get(task.name, 1.0) for task in mixture.train]
     drawn, tie = [0] * len(weights), [rng.random() for _ in weights]
@@ -146,7 +281,7 @@ def row_groups(seed: str, rows: list, size: int):
         shuffled = rng.sample(rows, len(rows))
         groups = []
         for start in range(0, len(rows), WINDOW * size):
-            window = sorted(shuffled[start: start + WINDOW * size], key=lambda row: len(row.text))
-            groups += [window[i: i + size] for i in range(0, len(window), size)]
+            window = sorted(shuffled[start : start + WINDOW * size], key=lambda row: len(row.text))
+            groups += [window[i : i + size] for i in range(0, len(window), size)]
         rng.shuffle(groups)
         yield from groups

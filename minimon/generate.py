@@ -1,16 +1,17 @@
-"""Batched decoding with the same cache: the prompts' common prefix once, then a token a step for every row that goes on."""
+"""Batched decoding: the prompts in one ragged pass, their common prefix once, then a token a step for every row that goes on."""
 
 from typing import NamedTuple
 
 import torch
 
-from minimon.batch import common_prefix, make_batch, token_batches
-from minimon.model import Cache, Decoder
+from minimon.attention import Cache
+from minimon.batch import in_batches, pack, rope_switch, token_batches
+from minimon.model import Decoder
 
 
 class Answer(NamedTuple):
-    ids: list[int]                             # what was written, without the token that ended it
-    stop: int | None                           # that token; None: cut at max_new_tokens
+    ids: list[int]  # what was written, without the token that ended it
+    stop: int | None  # that token; None: cut at max_new_tokens
 
     @property
     def ended(self) -> bool:
@@ -18,46 +19,70 @@ class Answer(NamedTuple):
 
 
 @torch.inference_mode()
-def generate(model: Decoder, prompts: list[list[int]], *, max_new_tokens: int, stop_ids, temperature: float = 0.0,
-             generator: torch.Generator | None = None, batch_tokens: int = 8192, on_rows=None) -> list[Answer]:
-    """Prompts (ids) -> answers, in order; greedy at temperature 0, otherwise sampled with `generator`. on_rows(n): n rows are done."""
+def generate(
+    model: Decoder,
+    prompts: list[list[int]],
+    *,
+    max_new_tokens: int,
+    stop_ids,
+    temperature: float = 0.0,
+    generator: torch.Generator | None = None,
+    batch_tokens: int = 16384,
+    on_rows=None,
+) -> list[Answer]:
+    """Prompts (ids) -> answers, in order; greedy at temperature 0, otherwise sampled with `generator`.
+
+    batch_tokens: of prompts and answers whose keys and values are kept at a time. on_rows(n): n more rows are done."""
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: expected a positive number, got {max_new_tokens}")
+
+    def write(batch: list[int]) -> list[Answer]:
+        return decode(
+            model, [prompts[i] for i in batch], max_new_tokens, set(stop_ids), temperature, generator
+        )
+
     answers: list[Answer | None] = [None] * len(prompts)
-    for batch in token_batches([len(prompt) + max_new_tokens for prompt in prompts], batch_tokens):
-        parts = decode([prompts[i] for i in batch], model, max_new_tokens, set(stop_ids), temperature, generator)
-        for i, answer in zip(batch, parts):
+    batches = token_batches([len(prompt) + max_new_tokens for prompt in prompts], batch_tokens)
+    for batch, written in in_batches(
+        batches, write, can_halve=not temperature and not getattr(model, "sharded", False)
+    ):
+        for i, answer in zip(batch, written):
             answers[i] = answer
         if on_rows:
             on_rows(len(batch))
     return answers
 
 
-def decode(prompts, model, max_new_tokens, stop_ids, temperature, generator) -> list[Answer]:
+def decode(
+    model, prompts, max_new_tokens: int, stop_ids: set[int], temperature: float, generator
+) -> list[Answer]:
     """One batch. Rows that have ended are dropped from it once they are half of it."""
     device = model.lm_head.weight.device
-    batch = make_batch(prompts, [0] * len(prompts), common_prefix(prompts)).to(device)
-    P, length = batch.prefix.shape[1], max(map(len, prompts)) + max_new_tokens
-    prefix = model.prefix(batch.prefix, length) if P else None
-    hidden, cache = model.run(batch.suffix, prefix, batch.lengths - 1, keep=True, length=length)      # (B, C)
-    cache = cache.without_pads(P + batch.lengths).with_room(max_new_tokens)
-    rows, positions, written = list(range(len(prompts))), P + batch.lengths, [[] for _ in prompts]
+    batch = pack([prompts], switch=rope_switch(model.config), room=max_new_tokens)
+    hidden, cache = model.prefill(batch.tokens.to(device), batch.spans, max_new_tokens)  # (B, C)
+    rows = batch.order  # index of the prompt of each row that goes on
+    positions = torch.tensor([len(prompts[i]) for i in rows], device=device)  # (B,) of the next token
+    written: list[list[int]] = [[] for _ in prompts]
     stops: list[int | None] = [None] * len(prompts)
     for step in range(max_new_tokens):
-        tokens = choose(model.logits(hidden), temperature, generator)                  # (B,)
+        tokens = choose(model.logits(hidden), temperature, generator)  # (B,)
         for row, token in zip(rows, tokens.tolist()):
-            if stops[row] is None:
-                stops[row] = token if token in stop_ids else None
-                written[row] += [] if token in stop_ids else [token]
+            if stops[row] is not None:
+                continue
+            if token in stop_ids:
+                stops[row] = token
+            else:
+                written[row].append(token)
         alive = [i for i, row in enumerate(rows) if stops[row] is None]
         if not alive or step == max_new_tokens - 1:
             break
         if 2 * len(alive) <= len(rows):
             keep = torch.tensor(alive, device=device)
             rows, tokens, positions = [rows[i] for i in alive], tokens[keep], positions[keep]
-            cache = Cache([k[keep] for k in cache.keys], [v[keep] for v in cache.values], cache.positions[keep], cache.length)
-        hidden, cache = model.run(tokens[:, None], cache, positions=positions[:, None], keep=True)
-        hidden, positions = hidden[:, 0], positions + 1
+            cache = Cache([k[keep] for k in cache.keys], [v[keep] for v in cache.values])
+        full_lengths = [len(prompts[row]) + max_new_tokens for row in rows]
+        hidden = model.decode(tokens, positions, cache, full_lengths)
+        positions = positions + 1
     return [Answer(ids, stop) for ids, stop in zip(written, stops)]
 
 

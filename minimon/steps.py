@@ -1,133 +1,336 @@
-"""What a run trains on, step by step: phases of classification and instruction following, their groups and their learning rates.
+"""What a run trains on step by step, and one step of it: phases, learning rate, passes, losses.
 
-`settings` are train.py's.
+A step has `batch_size` rows: classification rows of many tasks, conversations, or both. Its tokens go through the model in as few
+passes as `batch_tokens` allows; the gradient is that of the mean over the step's rows whatever the passes are.
 """
 
 import math
-import os
-import shutil
-from pathlib import Path
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
-from minimon.batch import Group, training_order
-from minimon.run.cli import check_device
-from minimon.run.processes import deal, rank
-from minimon.loss import response_loss
-from minimon.tasks import Conversation, Mixture, load_conversations, schedule_of
+from minimon.attention import Span
+from minimon.batch import (
+    NO_LIMIT,
+    Group,
+    Limit,
+    Pass,
+    common_prefix,
+    encode_row,
+    pack,
+    rope_switch,
+    token_batches,
+    training_order,
+)
+from minimon.loss import label_token_loss, response_loss, vocab_token_loss
+from minimon.tasks import Conversation, Mixture, Row, load_conversations, schedule_of
+from minimon.tokenizer import Tokenizer
 
-PARTS = {"loss": False, "instruct_loss": True}             # of a step: whether the rows are conversations
-
-
-def check_settings(settings) -> None:
-    """Raises ValueError for what the command line got wrong."""
-    for name in ("steps", "batch_size", "group_size", "batch_tokens", "save_every", "r", "instruct_steps", "label_samples"):
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')}: expected a positive number, got {value}")
-    if not 0 <= settings.epsilon <= 1:
-        raise ValueError(f"--epsilon: expected a number in [0, 1], got {settings.epsilon}")
-    if settings.instruct_fraction is not None and not 0 < settings.instruct_fraction < 1:
-        raise ValueError(f"--instruct-fraction: expected a number between 0 and 1, got {settings.instruct_fraction}")
-    for name in ("lr", "instruct_lr"):
-        if not (0 < getattr(settings, name) < float("inf")):
-            raise ValueError(f"--{name.replace('_', '-')}: expected a positive number, got {getattr(settings, name)}")
-    if settings.init_adapter and not (Path(settings.init_adapter) / "adapter_config.json").is_file():
-        raise ValueError(f"--init-adapter: expected a directory with adapter_config.json, found none in {settings.init_adapter}")
-    check_device(settings.device)
-    if settings.compile and settings.shard:
-        raise ValueError("--compile and --shard: expected one of them, got both")
-    if settings.compile and settings.device == "cpu" and not shutil.which(os.environ.get("CXX", "g++")):
-        raise ValueError("--compile: expected a C++ compiler, found no g++; install one, name another in CXX, or leave --compile out")
+FEWEST_TOKENS = 64  # of a pass; what does not fit in so few does not fit
 
 
-def instruction_plan(settings, mixture: Mixture) -> tuple[list[tuple[int, float, float]], list[Conversation]]:
-    """-> phases [(steps, peak learning rate, share of rows that are conversations)], conversations."""
-    given = mixture.instruct
-    schedule = schedule_of(given, settings.instruct)
+# ---- phases ----------------------------------------------------------------------------------------------------------
+
+
+class Phase(NamedTuple):
+    steps: int
+    lr: float  # peak learning rate
+    fraction: float  # of a step's rows that are conversations
+
+
+class Step(NamedTuple):
+    groups: list[Group]
+    lr: float
+
+
+def phases(
+    schedule: str, *, steps: int, lr: float, instruct_steps: int, instruct_lr: float, fraction: float
+) -> list[Phase]:
+    """Of a schedule of instruction-following training: none, joint, after or only."""
     if schedule == "none":
-        return [(settings.steps, settings.lr, 0.0)], []
-    if not given:
-        raise ValueError(f"--instruct {schedule}: expected instruction data in {mixture.path}, got no table [instruct]; "
-                         'add one with rows = "FILE.jsonl", a line {"messages": [...]} each')
-    new = {task.prompt for split, groups in mixture.splits.items() if split != "trained" for tasks in groups.values() for task in tasks}
-    conversations = load_conversations(given.path, new)
-    fraction = settings.instruct_fraction or given.fraction
-    return {"joint": [(settings.steps, settings.lr, fraction)], "only": [(settings.steps, settings.lr, 1.0)],
-            "after": [(settings.steps, settings.lr, 0.0), (settings.instruct_steps, settings.instruct_lr, 1.0)]}[schedule], conversations
+        return [Phase(steps, lr, 0.0)]
+    if schedule == "joint":
+        return [Phase(steps, lr, fraction)]
+    if schedule == "only":
+        return [Phase(steps, lr, 1.0)]
+    return [Phase(steps, lr, 0.0), Phase(instruct_steps, instruct_lr, 1.0)]
 
 
-def training_steps(settings, mixture: Mixture, rows: dict, phases, conversations) -> list[tuple[list[Group], float]]:
-    """(groups, learning rate) of each step. rows: of each training task."""
-    plan = []
-    for steps, lr, fraction in phases:
-        order = training_order(mixture, rows, conversations, settings.seed, steps, settings.batch_size, settings.group_size, fraction)
-        plan += [(groups, lr * lr_factor(i, steps, settings)) for i, groups in enumerate(order)]
-    return plan
+def instruction_plan(settings, mixture: Mixture) -> tuple[list[Phase], list[Conversation]]:
+    """Phases and conversations of the schedule that --instruct or the mixture asks for; settings: train.py's."""
+    schedule = schedule_of(mixture.instruct, settings.instruct)
+    plan = phases(
+        schedule,
+        steps=settings.steps,
+        lr=settings.lr,
+        instruct_steps=settings.instruct_steps,
+        instruct_lr=settings.instruct_lr,
+        fraction=settings.instruct_fraction or (mixture.instruct.fraction if mixture.instruct else 0.0),
+    )
+    if schedule == "none":
+        return plan, []
+    if not mixture.instruct:
+        raise ValueError(
+            f"--instruct {schedule}: expected instruction data in {mixture.path}, got no table [instruct]; "
+            'add one with rows = "FILE.jsonl", a line {"messages": [...]} each'
+        )
+    return plan, load_conversations(mixture.instruct.path, mixture.new_prompts())
 
 
-def lr_factor(step: int, steps: int, settings) -> float:
+def training_steps(
+    mixture: Mixture,
+    rows: dict[str, list[Row]],
+    conversations: list[Conversation],
+    plan: list[Phase],
+    *,
+    seed: int,
+    batch_size: int,
+    group_size: int,
+    warmup: int,
+    decay: str,
+) -> list[Step]:
+    """Every step of all phases. rows: of each training task."""
+    found = []
+    for phase in plan:
+        order = training_order(
+            mixture,
+            rows,
+            conversations,
+            seed=seed,
+            steps=phase.steps,
+            batch_size=batch_size,
+            group_size=group_size,
+            fraction=phase.fraction,
+        )
+        for i, groups in enumerate(order):
+            found.append(Step(groups, phase.lr * lr_factor(i, phase.steps, warmup, decay)))
+    return found
+
+
+def lr_factor(step: int, steps: int, warmup: int, decay: str) -> float:
     """Of a phase's peak learning rate: linear warm-up, then linear or cosine decay to zero after its last step."""
-    if step < settings.warmup:
-        return (step + 1) / settings.warmup
-    done = (step - settings.warmup) / max(steps - settings.warmup, 1)
-    return 1 - done if settings.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(steps - warmup, 1)
+    return 1 - done if decay == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
 
-def share_of(groups, together: bool):
-    """[(group, weight)] of this process, dealt out by length. Where all have to take part in every pass, since each holds a piece of the
-    base, who has fewer groups of a kind than another repeats one, with weight 0."""
-    kinds = [[group for group in groups if (group.task is None) == talk] for talk in PARTS.values()] if together else [groups]
-    mine = []
-    for kind in filter(None, kinds):
-        shares = deal([sum(len(row.text) for row in group.rows) for group in kind])
-        mine += [(kind[i], 1) for i in shares[rank()]]
-        mine += [(kind[0], 0)] * (max(map(len, shares)) - len(shares[rank()])) if together else []
-    return mine
+# ---- one step --------------------------------------------------------------------------------------------------------
 
 
-def halved(share):
-    """[(group, weight)] with each task's groups in two; conversations as they are, since their loss is a mean over the group's tokens. []
-    where there is nothing left to halve."""
-    parts = []
-    for group, weight in share:
-        middle = (len(group.rows) + 1) // 2 if group.task else len(group.rows)
-        parts += [(Group(group.task, rows), weight) for rows in (group.rows[:middle], group.rows[middle:]) if rows]
-    return parts if len(parts) > len(share) else []
+class StepResult(NamedTuple):
+    """Of the groups that one process took; losses and counts of several processes add up to those of the step."""
+
+    losses: dict[
+        str, float
+    ]  # loss, instruct_loss: this part of the mean over the step's classification rows, conversations
+    tokens: int  # that went through the model
+    rows_cut: int  # rows whose text was cut to fit
+    batch_tokens: int  # of a pass, as asked or as it fitted
 
 
-# ---- conversations ----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Answers:
+    """Classification rows of one task, encoded."""
+
+    texts: list[list[int]]
+    label_ids: list[int]  # of the task
+    labels: list[int]  # index of each row's label
+    rows_cut: int
+
+    def part(self, begin: int, end: int) -> "Answers":
+        return Answers(self.texts[begin:end], self.label_ids, self.labels[begin:end], 0)
 
 
-def encode_conversation(tokenizer, conversation: Conversation) -> tuple[list[int], tuple[int, int]]:
-    """Its ids, and where the assistant's last turn lies in them."""
-    thinking = any(message.get("reasoning_content") for message in conversation.messages[-1:])
-    try:
-        return tokenizer.chat(list(conversation.messages), thinking=thinking)
-    except ValueError as error:
-        raise ValueError(f"{conversation.where}: {error}") from error
+def training_step(model, *arguments, batch_tokens: int = 2048, passes: int = 0, **options) -> StepResult:
+    """`add_gradients`; where CUDA is out of memory once more, in passes of half the tokens."""
+    while True:
+        try:
+            return add_gradients(model, *arguments, batch_tokens=batch_tokens, passes=passes, **options)
+        except torch.OutOfMemoryError as error:
+            if batch_tokens < 2 * FEWEST_TOKENS or passes:
+                raise ValueError(
+                    "out of memory in a step; give a lower --batch-tokens or --max-tokens, or --gradient-checkpointing"
+                ) from error
+        model.zero_grad()
+        torch.cuda.empty_cache()  # after the error, whose traceback held tensors
+        batch_tokens //= 2
 
 
-def refuse_long(tokenizer, conversations: list[Conversation], limit: int | None) -> None:
+def add_gradients(
+    model,
+    tokenizer: Tokenizer,
+    groups: list[Group],
+    label_ids: dict[str, list[int]],
+    *,
+    step_groups: list[Group] | None = None,
+    loss: str = "vocab",
+    batch_tokens: int,
+    limit: Limit = NO_LIMIT,
+    passes: int = 0,
+) -> StepResult:
+    """Adds the gradient of these groups to the adapter's.
+
+    label_ids: of each task, by name. step_groups: of the whole step, where several processes share it. loss: "vocab" or "label".
+    passes: at least so many, where all processes have to take equally many; those too many add nothing."""
+    step_groups = groups if step_groups is None else step_groups
+    batch_size = sum(len(group.rows) for group in step_groups)
+    conversation_count = sum(len(group.rows) for group in step_groups if group.task is None)
+    answers = [encode_group(tokenizer, group, label_ids, limit) for group in groups if group.task]
+    conversations = [encode_conversations(tokenizer, group.rows) for group in groups if group.task is None]
+
+    sums = {"loss": 0.0, "instruct_loss": 0.0}
+    tokens, taken = 0, 0
+    for parts in answer_passes(answers, batch_tokens):
+        batch, loss_sum = answer_loss(model, parts, loss)
+        (loss_sum / batch_size).backward()
+        sums["loss"] = sums["loss"] + loss_sum.detach()
+        tokens += len(batch.tokens)
+        taken += 1
+    for texts in conversations:
+        said = sum(text.end - text.begin for text in texts)
+        for indices in token_batches([len(text.ids) for text in texts], batch_tokens):
+            count, loss_sum = conversation_loss(model, [texts[i] for i in indices])
+            weighted = loss_sum / said * len(texts)  # a group's mean over its tokens counts for its rows
+            (weighted / batch_size).backward()
+            sums["instruct_loss"] = sums["instruct_loss"] + weighted.detach()
+            tokens += count
+            taken += 1
+    while taken < passes:  # a pass that all processes must take part in and that adds nothing
+        (
+            model(torch.zeros(1, 1, dtype=torch.long, device=model.lm_head.weight.device)).sum() * 0.0
+        ).backward()
+        taken += 1
+
+    losses = {}
+    if conversation_count < batch_size:
+        losses["loss"] = float(sums["loss"]) / (batch_size - conversation_count)
+    if conversation_count:
+        losses["instruct_loss"] = float(sums["instruct_loss"]) / conversation_count
+    return StepResult(losses, tokens, sum(group.rows_cut for group in answers), batch_tokens)
+
+
+def count_passes(
+    tokenizer, groups: list[Group], label_ids, *, batch_tokens: int, limit: Limit = NO_LIMIT
+) -> int:
+    """How many passes training_step takes for these groups."""
+    answers = [encode_group(tokenizer, group, label_ids, limit) for group in groups if group.task]
+    count = len(answer_passes(answers, batch_tokens))
+    for group in groups:
+        if group.task is None:
+            lengths = [len(text.ids) for text in encode_conversations(tokenizer, group.rows)]
+            count += len(token_batches(lengths, batch_tokens))
+    return count
+
+
+# ---- classification rows -----------------------------------------------------------------------------------------
+
+
+def encode_group(tokenizer, group: Group, label_ids: dict[str, list[int]], limit: Limit) -> Answers:
+    encoded = [encode_row(tokenizer, group.task, row.text, limit=limit) for row in group.rows]
+    return Answers(
+        texts=[row.ids for row in encoded],
+        label_ids=label_ids[group.task.name],
+        labels=[row.label for row in group.rows],
+        rows_cut=sum(row.left_out > 0 for row in encoded),
+    )
+
+
+def answer_passes(groups: list[Answers], batch_tokens: int) -> list[list[Answers]]:
+    """Groups in passes of about equal tokens, no more than `batch_tokens` or so; a group that is cut repeats its prefix."""
+    prefixes = [common_prefix(group.texts) if len(group.texts) > 1 else 0 for group in groups]
+    total = sum(P + sum(len(ids) - P for ids in group.texts) for group, P in zip(groups, prefixes))
+    goal = total / max(1, math.ceil(total / batch_tokens))
+    passes: list[list[Answers]] = []
+    used = math.inf
+    for group, P in zip(groups, prefixes):
+        begin = 0
+        for i, ids in enumerate(group.texts):
+            if used + (len(ids) - P) / 2 > goal:  # it is more out than in: the next pass begins with it
+                if begin < i:
+                    passes[-1].append(group.part(begin, i))
+                passes.append([])
+                begin, used = i, 0
+            used += len(ids) if i == begin else len(ids) - P
+        passes[-1].append(group.part(begin, len(group.texts)))
+    return passes
+
+
+def answer_loss(model, groups: list[Answers], loss: str) -> tuple[Pass, torch.Tensor]:
+    """-> (the pass that was taken, the sum () of the rows' losses)."""
+    device, weight = model.lm_head.weight.device, model.lm_head.weight
+    scale = 1 / model.config.logits_scaling
+    batch = pack([group.texts for group in groups], switch=rope_switch(model.config))
+    hidden = model.last_hidden(batch.tokens.to(device), batch.spans)  # (B, C)
+    if loss == "vocab":
+        targets = [group.label_ids[label] for group in groups for label in group.labels]
+        targets = torch.tensor([targets[i] for i in batch.order], device=device)  # (B,)
+        return batch, vocab_token_loss(hidden, weight, targets, scale=scale) * len(targets)
+    place = {text: row for row, text in enumerate(batch.order)}
+    total, first = 0.0, 0
+    for group in groups:
+        rows = torch.tensor([place[first + i] for i in range(len(group.texts))], device=device)
+        targets = torch.tensor(group.labels, device=device)
+        total = total + label_token_loss(hidden[rows], weight, group.label_ids, targets, scale=scale) * len(
+            targets
+        )
+        first += len(group.texts)
+    return batch, total
+
+
+# ---- conversations ---------------------------------------------------------------------------------------------------
+
+
+class EncodedConversation(NamedTuple):
+    ids: list[int]
+    begin: int  # ids[begin:end] is the assistant's last turn, what is trained on
+    end: int
+
+
+def encode_conversations(
+    tokenizer: Tokenizer, conversations: list[Conversation]
+) -> list[EncodedConversation]:
+    """Raises ValueError naming file and line for what the chat template refuses."""
+    encoded = []
+    for conversation in conversations:
+        thinking = bool(conversation.messages[-1].get("reasoning_content"))
+        try:
+            ids, (begin, end) = tokenizer.chat(list(conversation.messages), thinking=thinking)
+        except ValueError as error:
+            raise ValueError(f"{conversation.where}: {error}") from error
+        encoded.append(EncodedConversation(ids, begin, end))
+    return encoded
+
+
+def conversation_loss(model, texts: list[EncodedConversation]) -> tuple[int, torch.Tensor]:
+    """-> (tokens that went through the model, sum () of the cross-entropy over all tokens of the assistants' last turns)."""
+    device = model.lm_head.weight.device
+    tokens, spans, before, targets = [], [], [], []
+    for text in texts:
+        before += range(
+            len(tokens) + text.begin - 1, len(tokens) + text.end - 1
+        )  # places before each token that is said
+        targets += text.ids[text.begin : text.end]
+        tokens += text.ids[:-1]
+        spans.append(Span(1, len(text.ids) - 1))
+    hidden = model.hidden(torch.tensor(tokens, device=device), spans)  # (N, C)
+    targets = torch.tensor(targets, device=device)  # (n,)
+    scale = 1 / model.config.logits_scaling
+    loss = response_loss(
+        hidden[torch.tensor(before, device=device)], model.lm_head.weight, targets, scale=scale
+    )
+    return len(tokens), loss * len(targets)
+
+
+def refuse_long(tokenizer: Tokenizer, conversations: list[Conversation], limit: int | None) -> None:
     """Nothing of a conversation can be left out: one of more than `limit` tokens is refused. (A token is a byte or more.)"""
     for conversation in conversations:
-        if limit is not None and len(conversation.text.encode("utf-8", "replace")) > limit // 2:
-            length = len(encode_conversation(tokenizer, conversation)[0])
-            if length > limit:
-                raise ValueError(f"{conversation.where}: expected at most {limit} tokens, got {length}; shorten the conversation, or take "
-                                 "it out, or give more --max-tokens")
-
-
-def conversation_loss(model, tokenizer, conversations: list[Conversation]):
-    """Mean cross-entropy over all tokens of the assistants' last turns -> (loss (), tokens that went through the model)."""
-    parts = [encode_conversation(tokenizer, conversation) for conversation in conversations]
-    device = model.lm_head.weight.device
-    tokens = torch.zeros(len(parts), max(len(ids) for ids, _ in parts), dtype=torch.long)          # (B, T), right-padded
-    said = torch.zeros(tokens.shape, dtype=torch.bool)
-    for i, (ids, (start, stop)) in enumerate(parts):
-        tokens[i, :len(ids)] = torch.tensor(ids)
-        said[i, start:stop] = True
-    tokens, said = tokens.to(device), said.to(device)
-    hidden = model(tokens[:, :-1])[said[:, 1:]]                                                    # (n, C) before each token said
-    loss = response_loss(hidden, model.lm_head.weight, tokens[:, 1:][said[:, 1:]], scale=1 / model.config.logits_scaling)
-    return loss, sum(len(ids) for ids, _ in parts)
+        if limit is None or len(conversation.text.encode("utf-8", "replace")) <= limit // 2:
+            continue
+        (text,) = encode_conversations(tokenizer, [conversation])
+        if len(text.ids) > limit:
+            raise ValueError(
+                f"{conversation.where}: expected at most {limit} tokens, got {len(text.ids)}; shorten the conversation, "
+                "or take it out, or give more --max-tokens"
+            )

@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from minimon.batch import make_batch
+from minimon.batch import common_prefix, pack
 from minimon.hf.families import config_from_dict
 from minimon.generate import generate
 from minimon.lora import add_lora, adapter_tensors, enable_lora, lora_layers, merge_lora
 from minimon.loss import vocab_token_loss
-from minimon.model import Decoder, RMSNorm
+from minimon.model import Block, Decoder, RMSNorm
 
 QWEN3 = dict(model_type="qwen3", vocab_size=97, hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
              num_key_value_heads=2, head_dim=16, max_position_embeddings=256, tie_word_embeddings=True)
@@ -52,11 +52,34 @@ def loss_and_gradients(model, hidden):
     return loss.item(), dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values()))))
 
 
-WAYS = {
-    "prefix, then rows": lambda model, batch: model(batch.suffix, model.prefix(batch.prefix) if batch.prefix.shape[1] else None,
-                                                    at=batch.lengths - 1),
-    "packed": lambda model, batch: model.packed(batch.prefix, batch.suffix, batch.lengths - 1),
-}
+def in_one_pass(model, ids):
+    """The prefix stands in the row; all rows are one group."""
+    batch = pack([ids], switch=model.config.rope["full_attention"].switch)
+    return in_order(model.last_hidden(batch.tokens, batch.spans), batch)
+
+
+def after_a_cache(model, ids):
+    """The prefix is run first and kept."""
+    P = common_prefix(ids)
+    cache = model.prefix(torch.tensor(ids[0][:P])) if P else None
+    batch = pack([ids], cached=P)
+    return in_order(model.last_hidden(batch.tokens, batch.spans, cache), batch)
+
+
+def padded(model, ids):
+    """The other plain form: whole rows, right-padded to one (B, T), which no row sees under a causal mask."""
+    tokens = torch.full((len(ids), max(map(len, ids))), 7)
+    for row, text in zip(tokens, ids):
+        row[: len(text)] = torch.tensor(text)
+    return model(tokens)[torch.arange(len(ids)), torch.tensor([len(text) - 1 for text in ids])]
+
+
+def in_order(hidden, batch):
+    """(B, C) in the order of the texts that the pass was made of."""
+    return hidden[torch.tensor(batch.order).argsort()]
+
+
+WAYS = {"in one pass": in_one_pass, "after a cache": after_a_cache, "padded": padded}
 ways = pytest.mark.parametrize("answers", WAYS.values(), ids=WAYS)
 
 
@@ -67,11 +90,9 @@ def same(a, b, tolerance=2e-5):
 @ways
 @pytest.mark.parametrize("prefix", (9, 1, 0))
 @pytest.mark.parametrize("family", FAMILIES)
-def test_shared_prefix_and_answer_position_equal_whole_rows_in_value_and_gradient(family, prefix, answers):
+def test_a_ragged_pass_equals_whole_rows_in_value_and_gradient(family, prefix, answers):
     model, ids = tiny(FAMILIES[family]), rows(prefix)
-    batch = make_batch(ids, [0] * len(ids), prefix)
-    fast = answers(model, batch)
-    plain = plain_answers(model, ids)
+    fast, plain = answers(model, ids), plain_answers(model, ids)
     same(fast, plain)
     (loss, gradients), (expected_loss, expected) = loss_and_gradients(model, fast), loss_and_gradients(model, plain)
     assert abs(loss - expected_loss) < 1e-5 and len(gradients) == len(expected) > 0
@@ -80,85 +101,109 @@ def test_shared_prefix_and_answer_position_equal_whole_rows_in_value_and_gradien
         same(gradients[name], expected[name], 1e-4)
 
 
-@ways
-def test_gradients_flow_through_the_shared_prefix(answers):
-    model, ids = tiny(QWEN3), rows()
-    batch = make_batch(ids, [0] * len(ids))
-    with torch.no_grad():
-        cut = model.prefix(batch.prefix)
-    _, whole = loss_and_gradients(model, answers(model, batch))
-    _, without = loss_and_gradients(model, model(batch.suffix, cut, at=batch.lengths - 1))
-    assert any((whole[name] - without[name]).abs().max() > 1e-3 * whole[name].abs().max() for name in whole)
-
-
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_last_block_at_one_position_equals_the_last_block_everywhere(family):
-    model, ids = tiny(FAMILIES[family]), rows(prefix=0, lengths=(7, 3, 10))
-    batch = make_batch(ids, [0] * 3, 0)
-    everywhere = model(batch.suffix)[torch.arange(3), batch.lengths - 1]
-    one = model(batch.suffix, at=batch.lengths - 1)
-    same(one, everywhere)
-    (_, gradients), (_, expected) = loss_and_gradients(model, one), loss_and_gradients(model, everywhere)
+def test_groups_of_different_prompts_go_through_in_one_pass_and_do_not_see_each_other(family):
+    model = tiny(FAMILIES[family])
+    groups = [rows(9, (5, 12, 1, 8)), rows(4, (3, 3, 3), seed=2), rows(0, (6,), seed=3)]
+    batch = pack(groups)
+    assert [span.is_prefix for span in batch.spans].count(True) == 2
+    assert len(batch.tokens) == 9 + 26 + 4 + 9 + 6  # each prefix once, no pads
+    fast, plain = in_order(model.last_hidden(batch.tokens, batch.spans), batch), plain_answers(model, sum(groups, []))
+    same(fast, plain)
+    (_, gradients), (_, expected) = loss_and_gradients(model, fast), loss_and_gradients(model, plain)
     for name in expected:
         same(gradients[name], expected[name], 1e-4)
 
 
-def test_packed_every_block_is_run_once_and_the_last_at_one_position_a_row():
-    model, ids, seen = tiny(QWEN3), rows(), []
-    batch = make_batch(ids, [0] * len(ids), 9)
-    for block in model.model.layers:
-        block.mlp.register_forward_hook(lambda module, args, out: seen.append(out.shape[:2]))
-    model.packed(batch.prefix, batch.suffix, batch.lengths - 1)
-    assert seen == [(1, 9 + 4 * 12), (1, 9 + 4 * 12), (1, 4)]
-
-
-def test_the_last_block_works_at_one_position_alone():
-    model, seen = tiny(QWEN3), []
-    for block in model.model.layers:
-        block.mlp.register_forward_hook(lambda module, args, out: seen.append(out.shape[1]))
-    model(torch.ones(2, 7, dtype=torch.long), at=torch.tensor([3, 6]))
-    assert seen == [7, 7, 1]
-
-
-def test_padding_does_not_reach_the_answer():
+@pytest.mark.parametrize("way", ("in one pass", "after a cache"))
+def test_gradients_flow_through_the_shared_prefix(way):
     model, ids = tiny(QWEN3), rows()
-    batch = make_batch(ids, [0] * len(ids))
-    pads = torch.arange(batch.suffix.shape[1]) >= batch.lengths[:, None]
-    other = torch.where(pads, 55, batch.suffix)
-    assert pads.any() and torch.equal(model(batch.suffix, at=batch.lengths - 1), model(other, at=batch.lengths - 1))
+    batch = pack([ids], cached=9)
+    with torch.no_grad():
+        cut = model.prefix(torch.tensor(ids[0][:9]))
+    _, whole = loss_and_gradients(model, WAYS[way](model, ids))
+    _, without = loss_and_gradients(model, in_order(model.last_hidden(batch.tokens, batch.spans, cut), batch))
+    assert any((whole[name] - without[name]).abs().max() > 1e-3 * whole[name].abs().max() for name in whole)
+
+
+SWITCHES = {
+    "longrope": dict(
+        LLAMA,
+        model_type="phi3",
+        max_position_embeddings=64,
+        original_max_position_embeddings=16,
+        rope_scaling={"type": "longrope", "short_factor": [1.0] * 6, "long_factor": [3.0] * 6},
+    ),
+    "dynamic": dict(LLAMA, max_position_embeddings=16, rope_scaling={"rope_type": "dynamic", "factor": 4.0}),
+}
+
+
+@pytest.mark.parametrize("kind", SWITCHES)
+def test_rows_on_both_sides_of_a_rope_switch_rotate_by_their_own_length(kind):
+    model, ids = tiny(SWITCHES[kind]), rows(prefix=5, lengths=(4, 20, 7, 11, 12))
+    batch = pack([ids], switch=16)
+    fast, plain = in_order(model.last_hidden(batch.tokens, batch.spans), batch), plain_answers(model, ids)
+    same(fast, plain)
+    (_, gradients), (_, expected) = loss_and_gradients(model, fast), loss_and_gradients(model, plain)
+    for name in expected:
+        same(gradients[name], expected[name], 1e-4)
+    together = pack([ids])  # without the switch a long row would follow a short prefix: another number
+    others = in_order(model.last_hidden(together.tokens, together.spans), together)
+    assert (others - plain).abs().max() > 1e-3 * plain.abs().max()
+
+
+@pytest.mark.parametrize("kind", SWITCHES)
+def test_what_is_decoded_rotates_by_the_length_of_its_own_text(kind):
+    model, ids = tiny(SWITCHES[kind], lora=False), rows(prefix=5, lengths=(2, 20, 4, 11))
+    together = generate(model, ids, max_new_tokens=6, stop_ids=set())
+    assert together == [generate(model, [row], max_new_tokens=6, stop_ids=set())[0] for row in ids]
+
+
+def test_every_block_sees_each_token_once_and_the_last_only_the_answers():
+    model, ids, seen = tiny(QWEN3), rows(), []
+    for block in model.model.layers:
+        block.mlp.register_forward_hook(lambda module, args, out: seen.append(len(out)))
+    in_one_pass(model, ids)
+    assert seen == [9 + 26, 9 + 26, 4]
+
+
+def test_texts_of_equal_length_are_attended_together():
+    batch = pack([rows(4, (3, 5, 3, 3))])
+    assert [(span.texts, span.tokens) for span in batch.spans] == [(1, 4), (3, 3), (1, 5)] and batch.order == [0, 2, 3, 1]
 
 
 @ways
 def test_activation_checkpointing_changes_nothing(answers):
     model, ids = tiny(QWEN3), rows()
-    batch = make_batch(ids, [0] * len(ids))
-
-    def run():
-        return loss_and_gradients(model, answers(model, batch))
-
-    loss, gradients = run()
+    loss, gradients = loss_and_gradients(model, answers(model, ids))
     model.gradient_checkpointing = True
-    again, recomputed = run()
+    again, recomputed = loss_and_gradients(model, answers(model, ids))
     assert loss == again and all(torch.equal(gradients[name], recomputed[name]) for name in gradients)
 
 
 @pytest.mark.slow
-def test_compiled_blocks_give_the_same_and_evaluation_goes_without():
-    model, called = tiny(dict(QWEN3, num_hidden_layers=2)), []
-    batches = [make_batch(ids, [0] * len(ids)) for ids in (rows(), rows(5, (3, 20)))]
-    expected = [loss_and_gradients(model, WAYS["packed"](model, batch)) for batch in batches]
-    model.compile_blocks(backend="aot_eager")
-    compiled = model.compiled
-    model.compiled = lambda *arguments: called.append(1) or compiled(*arguments)
-    for batch, (loss, gradients) in zip(batches, expected):
-        again, others = loss_and_gradients(model, WAYS["packed"](model, batch))
+def test_compiled_halves_of_a_block_give_the_same_without_another_graph_for_each_length(monkeypatch):
+    model, graphs = tiny(dict(QWEN3, num_hidden_layers=2)), []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    texts = [rows(), rows(5, (3, 20)), rows(7, (4, 9, 2)), rows(3, (8, 8, 1, 30)), rows(11, (2, 3, 4, 5, 6))]
+    expected = [loss_and_gradients(model, in_one_pass(model, ids)) for ids in texts]
+    halves = [torch.compile(half, backend=backend, dynamic=True) for half in (Block.before, Block.after)]
+    monkeypatch.setattr("minimon.model.compiled_halves", lambda: halves)
+    model.compiled = True
+    for ids, (loss, gradients) in zip(texts, expected):
+        again, others = loss_and_gradients(model, in_one_pass(model, ids))
         assert again == pytest.approx(loss, abs=1e-6)
         for name in gradients:
             same(others[name], gradients[name], 1e-5)
-    assert len(called) == 2 * 2
+    assert 0 < len(graphs) <= 8
+    before = len(graphs)
     with torch.no_grad():
-        WAYS["prefix, then rows"](model, batches[0])
-    assert len(called) == 2 * 2
+        in_one_pass(model, rows(2, (13, 17)))
+    assert len(graphs) == before  # evaluation goes without
 
 
 def test_frozen_weights_get_no_gradient():
@@ -188,16 +233,15 @@ def test_cached_decoding_equals_decoding_without_a_cache(family):
 
 
 @torch.inference_mode()
-def test_a_cache_with_room_is_written_in_place_and_gives_the_same():
-    model, tokens = tiny(QWEN3), torch.tensor(rows(prefix=9, lengths=(5, 5)))
-    _, cache = model.run(tokens[:, :9], keep=True)
-    roomy = cache.with_room(5)
-    places = [k.data_ptr() for k in roomy.keys]
-    for t in range(9, 14):
-        plain, cache = model.run(tokens[:, t:t + 1], cache, keep=True)
-        fast, roomy = model.run(tokens[:, t:t + 1], roomy, keep=True)
-        assert torch.equal(fast, plain)
-    assert [k.data_ptr() for k in roomy.keys] == places and roomy.keys[0].shape == cache.keys[0].shape
+def test_the_cache_is_written_in_place():
+    model, ids = tiny(QWEN3), rows(prefix=9, lengths=(5, 5))
+    batch = pack([ids])
+    _, cache = model.prefill(batch.tokens, batch.spans, 3)
+    places = [k.data_ptr() for k in cache.keys]
+    assert cache.keys[0].shape[2] == 14 + 3
+    for position in (14, 15, 16):
+        model.decode(torch.tensor([3, 4]), torch.full((2,), position), cache, [17, 17])
+    assert [k.data_ptr() for k in cache.keys] == places and (cache.keys[0][:, :, 14:] != 0).all()
 
 
 def test_rows_that_end_leave_the_batch_and_the_others_go_on():

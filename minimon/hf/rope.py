@@ -31,8 +31,15 @@ class RopeConfig:
         """Length beyond which the angles depend on the whole text's length; None where they never do."""
         return {"dynamic": self.max_positions, "longrope": self.original_positions}.get(self.rope_type)
 
-    def frequencies(self, length: int) -> tuple[torch.Tensor, float]:
-        return rope_frequencies(self, length)
+    @property
+    def longest_text(self) -> int:
+        """Tokens of a text that the base can tell apart; dynamic NTK stretches the trained range by its factor."""
+        return self.max_positions * (int(self.scaling["factor"]) if self.rope_type == "dynamic" else 1)
+
+    def frequencies(self, length: int, device="cpu") -> tuple[torch.Tensor, float]:
+        """(d / 2,) and the factor on cos and sin, for a text of `length` tokens in all."""
+        frequencies, factor = rope_frequencies(self, length)
+        return frequencies.to(device), factor
 
 
 def rope_frequencies(config: RopeConfig, length: int) -> tuple[torch.Tensor, float]:
