@@ -1,9 +1,11 @@
-"""Settings: a frozen dataclass <-> the command line, and a user's mistake as one line with exit code 2."""
+"""Settings: a frozen dataclass <-> the command line; progress bars; signals; a user's mistake as one line with exit code 2."""
 
 import argparse
 import dataclasses
 import os
+import re
 import resource
+import shutil
 import signal
 import sys
 import types
@@ -12,101 +14,170 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
-from minimon.run.processes import lost, speaks, stop
+from minimon.run.processes import is_lost_process, leave, rank, speaks
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+LONGEST = 1500  # characters of an error message: what a user wrote into a file may be longer
 
 
 def setting(default, help: str, choices=None):
-    """A dataclass field that is a flag: its name with dashes (from_ is --from), its type from the annotation, None for off."""
+    """A dataclass field that is a flag: its name with dashes (from_ is --from), its type from the annotation; None means off."""
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
 def parse(settings: type, argv: list[str] | None = None, description: str | None = None):
     """Command line -> an instance of the dataclass `settings`."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-                                     allow_abbrev=False)
-    types_of = typing.get_type_hints(settings)
+    parser = argparse.ArgumentParser(
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    annotations = typing.get_type_hints(settings)
     for field in dataclasses.fields(settings):
-        flag, kind = "--" + field.name.rstrip("_").replace("_", "-"), types_of[field.name]
+        flag = "--" + field.name.rstrip("_").replace("_", "-")
+        options = {"dest": field.name, "help": field.metadata["help"]}
+        kind = annotations[field.name]
         if kind is bool:
-            parser.add_argument(flag, dest=field.name, action="store_true", help=field.metadata["help"])
+            parser.add_argument(flag, action="store_true", **options)
             continue
-        if isinstance(kind, types.UnionType):
-            kind = next(option for option in typing.get_args(kind) if option is not type(None))
-        parser.add_argument(flag, dest=field.name, type=kind, default=field.default, choices=field.metadata["choices"],
-                            help=field.metadata["help"])
+        if isinstance(kind, types.UnionType):  # int | None
+            kind = typing.get_args(kind)[0]
+        choices = field.metadata["choices"]
+        parser.add_argument(flag, type=kind, default=field.default, choices=choices, **options)
     return settings(**vars(parser.parse_args(argv)))
-
-
-@contextmanager
-def one_line_errors():
-    """What a user can cause ends in one line on stderr and exit code 2. MINIMON_TRACEBACK=1 shows where it was raised.
-
-    Of several processes the first to fail says why. As in a shell 130 is for an interrupt, 143 for SIGTERM, 141 for a reader that went
-    away."""
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())                 # what is left is flushed at exit
-        raise SystemExit(141) from None
-    except KeyboardInterrupt as error:
-        if speaks():
-            sys.stderr.write("\nstopped; to go on: the same command, with --resume where it has begun to write\n")
-        raise SystemExit(128 + (error.args[0] if error.args else signal.SIGINT)) from None
-    except (ValueError, OSError, RuntimeError) as error:
-        gone = isinstance(error, RuntimeError)
-        if os.environ.get("MINIMON_TRACEBACK") or gone and not lost(error):
-            raise
-        told = "another process of this run has ended; to go on from what is saved: the same command with --resume"
-        if speaks():
-            sys.stderr.write(f"error: {told if gone else one_line(error)}\n")
-        raise SystemExit(2) from None
-    finally:
-        stop()
-
-
-def one_line(error: Exception) -> str:
-    """Of what somebody wrote into a file a message shows no more than a screen."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 1500 else f"{text[:1000]} [... {len(text) - 1500} characters ...] {text[-500:]}"
 
 
 def shipped(path: str) -> str:
     """Paths are relative to where you are; what the repository ships under data/ is also found from elsewhere."""
-    return str(ROOT / path) if path.startswith("data/") and not Path(path).exists() else path
+    if path.startswith("data/") and not Path(path).exists():
+        return str(ROOT / path)
+    return path
 
 
 def check_device(device: str) -> None:
+    """Raises ValueError for a device that is not there, or on which nothing here was ever tried (mps, xpu, meta ...)."""
+    match = re.fullmatch("cpu|cuda(?::([0-9]+))?", device)
+    if not match:
+        raise ValueError(f"--device: expected cpu, cuda or cuda:N, got {device!r}, which is not supported")
+    count = torch.cuda.device_count()
+    if device != "cpu" and int(match[1] or 0) >= count:
+        raise ValueError(
+            f"--device: expected a CUDA device, got {device!r} where PyTorch sees {count}; use --device cpu"
+        )
+
+
+def check_output(path, overwrite: bool, flag: str = "--out") -> None:
+    """Raises ValueError where `path` is a file or a directory that holds something, and --overwrite is not given."""
+    path = Path(path)
+    holds_something = any(path.iterdir()) if path.is_dir() else path.exists()
+    if holds_something and not overwrite:
+        raise ValueError(
+            f"{flag}: {path} is already there; name another, or give --overwrite to replace what it holds"
+        )
+
+
+def peak_memory_gb(device: str = "cpu") -> float:
+    """The most memory in use so far, in GiB: what PyTorch took of a CUDA device, or what this process took of the host."""
+    if device.startswith("cuda"):
+        return round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, kilobytes elsewhere
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 2)
+
+
+def progress(total: int | None, initial: int, name: str, unit: str):
+    """A bar on stderr, drawn by the first process alone; standard output is for what is piped on."""
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=name,
+        unit=unit,
+        ncols=min(100, shutil.get_terminal_size().columns),
+        mininterval=0.5,
+        disable=rank() > 0,
+    )
+
+
+# ---- how a script ends -----------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def one_line_errors(to_go_on: str = "the same command"):
+    """What a user can cause ends in one line on stderr and exit code 2. MINIMON_TRACEBACK=1 shows where it was raised.
+
+    As in a shell the code is 130 after an interrupt, 143 after SIGTERM, 141 where the reader of a pipe went away. Of several
+    processes only the first to fail writes the line. to_go_on: what to type after an interrupt."""
+    signal.signal(signal.SIGTERM, interrupt)
     try:
-        kind, index = torch.device(device).type, torch.device(device).index or 0
+        yield
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes the rest at exit
+        raise SystemExit(141) from None
+    except KeyboardInterrupt as error:
+        number = error.args[0] if error.args else signal.SIGINT
+        write_once(f"\nstopped; to go on: {to_go_on}\n")
+        raise SystemExit(128 + number) from None
+    except (ValueError, OSError) as error:
+        if os.environ.get("MINIMON_TRACEBACK"):
+            raise
+        write_once(f"error: {one_line(error)}\n")
+        raise SystemExit(2) from None
     except RuntimeError as error:
-        raise ValueError(f"--device: expected cpu, cuda or cuda:N, got {device!r}") from error
-    if kind == "cuda" and index >= torch.cuda.device_count():
-        raise ValueError(f"--device: expected a CUDA device, got {device!r} where PyTorch sees {torch.cuda.device_count()}; "
-                         "use --device cpu")
+        if os.environ.get("MINIMON_TRACEBACK") or not is_lost_process(error):
+            raise
+        write_once(f"error: another process of this run has ended; to go on from what is saved: {to_go_on}\n")
+        raise SystemExit(2) from None
+    finally:
+        leave()
 
 
-def stop_signals() -> list[int]:
-    """A list that SIGINT and SIGTERM append to; the loops look at it where stopping is safe. A second signal does not wait for that."""
-    received = []
+def write_once(text: str) -> None:
+    """To stderr, by one of the run's processes."""
+    if speaks():
+        sys.stderr.write(text)
 
-    def stop(number, frame):
-        if received:
-            interrupt(number, frame)
-        received.append(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    return received
+def one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[:1000]} [... {len(text) - LONGEST} characters ...] {text[-500:]}"
 
 
 def interrupt(number, frame):
     raise KeyboardInterrupt(number)
 
 
-def peak_memory_gb() -> float:
-    """Of this process, on the CPU."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2 ** 30 if sys.platform == "darwin" else 2 ** 20), 2)
+class StopSignals:
+    """SIGINT and SIGTERM wait for the end of a step: within `with StopSignals() as stop:` a loop asks `if stop:`.
+
+    The signal is answered at once with a line that says so; a second one does not wait and raises KeyboardInterrupt there, as
+    any signal does outside of the block."""
+
+    def __init__(self, waits_for: str = "this step"):
+        self.waits_for = waits_for
+        self.number = None  # of the signal that came
+
+    def __enter__(self):
+        self.before = {number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def __bool__(self):
+        return self.number is not None
+
+    def receive(self, number, frame):
+        if self.number is not None:
+            interrupt(number, frame)
+        self.number = number
+        if rank() == 0:
+            line = f"\nstopping after {self.waits_for}, which is then saved; a second signal does not wait\n"
+            os.write(2, line.encode())  # a handler may come amid another write to sys.stderr
+
+    def leave(self):
+        """Ends the script, its state saved. Where the signal came to another process alone, as after SIGTERM."""
+        raise KeyboardInterrupt(self.number or signal.SIGTERM)

@@ -1,11 +1,11 @@
-"""What a run came of: versions, the command line, sha256 of the base's files and of the data files; provenance.json beside the adapter.
+"""Where a run's results come from: versions, the command line, sha256 of the base's files and of the data files.
 
-So a run goes on with the files that it began with, and an adapter is measured on the base that it was trained on.
+Kept in provenance.json beside the adapter, so that a run goes on with the files that it began with, and an adapter is measured on
+the base that it was trained on.
 """
 
 import os
 import platform
-import sys
 from pathlib import Path
 
 import numpy
@@ -15,47 +15,54 @@ import torch
 
 import minimon
 from minimon.files import read_json, sha256
-from minimon.formats.records import row_files
-from minimon.tasks import Mixture
 
 NAME = "provenance.json"
-BASE = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.*",
-        "additional_chat_templates/*.jinja", "model*.safetensors", "model.safetensors.index.json")
+BASE = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.*",
+    "additional_chat_templates/*.jinja",
+    "model*.safetensors",
+    "model.safetensors.index.json",
+)
 
 
-def provenance(command: list[str], base: Path, mixture: Mixture | None = None, *more) -> dict:
-    """What is kept of a run. `more`: files beside those of the mixture that it came of."""
-    packages = {module.__name__: module.__version__ for module in (minimon, torch, tokenizers, safetensors, numpy)}
-    return {"command": command, "versions": {"python": platform.python_version(), **packages, "cuda": torch.version.cuda},
-            "base": base_files(base), **({"data": data_files(mixture, *more)} if mixture else {})}
+def provenance(command: list[str], base: Path, mixture=None, *more) -> dict:
+    """base: directory of a checkpoint. more: files that the run depends on beside those of the mixture."""
+    packages = (minimon, torch, tokenizers, safetensors, numpy)
+    versions = {"python": platform.python_version(), "cuda": torch.version.cuda}
+    versions |= {module.__name__: module.__version__ for module in packages}
+    record = {"command": command, "versions": versions, "base": base_files(base)}
+    if mixture:
+        record["data"] = data_files(mixture, *more)
+    return record
 
 
 def base_files(directory: Path) -> dict[str, str]:
-    """Name -> sha256 of the files of a checkpoint that anything follows from."""
-    return {str(path.relative_to(directory)): sha256(path) for pattern in BASE for path in sorted(Path(directory).glob(pattern))}
+    """Name -> sha256 of the files of a checkpoint that scores depend on."""
+    paths = [path for pattern in BASE for path in sorted(Path(directory).glob(pattern))]
+    return {str(path.relative_to(directory)): sha256(path) for path in paths}
 
 
-def data_files(mixture: Mixture, *more) -> dict[str, str]:
-    """Path, relative to the mixture -> sha256 of the mixture, its task files, their rows, its conversations, and `more` files."""
-    files = {mixture.path, *map(Path, filter(None, more))}
-    for task in mixture.all_tasks():
-        files |= {Path(task.where), *(file for _, file in row_files(task.path, task.reading))}
-        if task.reading.join and not task.reading.source:
-            files.add(task.path.parent / task.reading.join["file"])
-    if mixture.instruct and mixture.instruct.path.is_file():
-        files.add(mixture.instruct.path)
-    return {os.path.relpath(path, mixture.path.parent): sha256(path) for path in sorted(files)}
+def data_files(mixture, *more) -> dict[str, str]:
+    """Path, relative to the mixture -> sha256 of the files that it was read from, and of `more` files (None: none)."""
+    paths = {*mixture.files(), *(Path(path) for path in more if path)}
+    return {os.path.relpath(path, mixture.path.parent): sha256(path) for path in sorted(paths)}
 
 
-def check_same(directory, now: dict, kinds, advice: str) -> None:
-    """Raises ValueError where files of `kinds`, "base" or "data", are not those that provenance.json in the directory was written with."""
+def check_same(directory, record: dict, kinds, advice: str) -> None:
+    """Raises ValueError where files of `kinds`, "base" or "data", are not those of the provenance.json in the directory."""
     path = Path(directory) / NAME
-    told = read_json(path) if path.is_file() else {}
+    saved = read_json(path) if path.is_file() else {}
     for kind in kinds:
-        before = told.get(kind, now[kind])
+        before, now = saved.get(kind, record[kind]), record[kind]
         if not isinstance(before, dict):
             raise ValueError(f"{path}: {kind}: expected a table of files, got {before!r}")
-        changed = sorted(name for name in {*before, *now[kind]} if before.get(name) != now[kind].get(name))
+        changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
         if changed:
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-            raise ValueError(f"{path}: was trained with another {kind}: {', '.join(changed[:3])}{more} differ by sha256; {advice}")
+            names = ", ".join(changed[:3])
+            raise ValueError(f"{path}: was trained with another {kind}: {names}{more} differ by sha256; {advice}")

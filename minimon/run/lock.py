@@ -1,0 +1,59 @@
+"""A directory has one owner: a lock that the kernel lets go of when its process ends, however it ends."""
+
+import fcntl
+import os
+import platform
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from minimon.run.processes import from_first, rank
+
+NAME = "lock"  # a file in the directory; its text names the owner, flock on it is what counts
+
+
+@contextmanager
+def locked(directory):
+    """Raises ValueError, naming the owner, where another process writes into the directory. The first of several processes
+    keeps the lock for all of them."""
+    file = None
+
+    def acquire():
+        nonlocal file
+        file = take(Path(directory) / NAME)
+
+    from_first(acquire)
+    try:
+        yield
+    finally:
+        if rank() == 0:
+            release(Path(directory) / NAME, file)
+
+
+def take(path: Path) -> int:
+    """File descriptor of the locked file."""
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = os.read(file, 1000).decode("utf-8", "replace") or "another process"
+            os.close(file)
+            raise ValueError(
+                f"{path.parent}: in use by {owner}; wait until it has ended, stop it, or name another directory"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        if path.exists() and os.fstat(file).st_ino == path.stat().st_ino:
+            break
+        os.close(file)  # its owner ended and removed the file in between
+    since = time.strftime("%Y-%m-%d %H:%M:%S")
+    os.ftruncate(file, 0)
+    os.write(file, f"process {os.getpid()} on {platform.node()} since {since}".encode())
+    return file
+
+
+def release(path: Path, file: int) -> None:
+    """The file goes before its lock does, so that nobody finds a lock on a file that is about to go."""
+    path.unlink(missing_ok=True)
+    os.close(file)
