@@ -16,7 +16,7 @@ import pytest
 
 import train
 from minimon import files
-from minimon.run.cli import one_line_errors, stop_signals
+from minimon.run.cli import StopSignals, one_line_errors
 from minimon.files import open_tensors
 from small_world import settings
 

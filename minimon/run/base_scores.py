@@ -1,4 +1,5 @@
-"""Scores of the base that another run has already computed: the same for every adapter on the same base and rows."""
+"""Scores of the base that another run has already computed: the same for every adapter on the same base and
+rows."""
 
 import hashlib
 import json
@@ -11,11 +12,11 @@ from minimon.files import open_tensors, tensor, write_tensors
 
 
 class BaseScores:
-    """A file of the base's sides of tasks, by a hash of all that they depend on: weights, tokenizer, dtype, device, date,
-    prompt, texts, options.
+    """A file of the base's sides of tasks, by a hash of all that they depend on: weights, tokenizer, dtype,
+    device, date, prompt, texts, options.
 
-    A side is a dict of arrays over a task's n rows: "log_odds" (n, N), and what else was read there, "label_mass" (n,),
-    "well_formed" (n,), log-odds of a reference (n, N) ..."""
+    A side is a dict of arrays over a task's n rows: "log_odds" (n, N), and what else was read there,
+    "label_mass" (n,), "well_formed" (n,), log-odds of a reference (n, N) ..."""
 
     def __init__(self, path, base: dict[str, str], about):
         """base: name -> sha256 of the checkpoint's files. about: whatever else scores depend on, as JSON."""
@@ -25,7 +26,8 @@ class BaseScores:
         self.has_new = False
 
     def sides(self, mixture) -> dict[str, list[dict | None]]:
-        """Split -> the side of each task in order, None where it is not computed yet: `base` of evaluate.evaluate."""
+        """Split -> the side of each task in order, None where it is not computed yet: `base` of
+        evaluate.evaluate."""
         found = {}
         for split, tasks in tasks_by_split(mixture).items():
             found[split] = [self.computed.get(self.key(mixture, split, task)) for task in tasks]
@@ -43,7 +45,14 @@ class BaseScores:
 
     def key(self, mixture, split: str, task) -> str:
         texts = [row.text for row in mixture.test_rows(task, split)]
-        asked = [split, task.prompt, task.prompt_position, list(task.labels), texts, vars(mixture.options[split])]
+        asked = [
+            split,
+            task.prompt,
+            task.prompt_position,
+            list(task.labels),
+            texts,
+            vars(mixture.options[split]),
+        ]
         return hashlib.sha256(json.dumps([self.about, asked], default=str).encode("utf-8")).hexdigest()[:32]
 
     def save(self) -> None:
@@ -59,7 +68,8 @@ class BaseScores:
 
 def tasks_by_split(mixture) -> dict[str, list]:
     return {
-        split: [task for tasks in groups.values() for task in tasks] for split, groups in mixture.splits.items()
+        split: [task for tasks in groups.values() for task in tasks]
+        for split, groups in mixture.splits.items()
     }
 
 

@@ -1,4 +1,5 @@
-"""Settings: a frozen dataclass <-> the command line; progress bars; signals; a user's mistake as one line with exit code 2."""
+"""Settings: a frozen dataclass <-> the command line; progress bars; signals; a user's mistake as one line
+with exit code 2."""
 
 import argparse
 import dataclasses
@@ -23,7 +24,8 @@ LONGEST = 1500  # characters of an error message: what a user wrote into a file 
 
 
 def setting(default, help: str, choices=None):
-    """A dataclass field that is a flag: its name with dashes (from_ is --from), its type from the annotation; None means off."""
+    """A dataclass field that is a flag: its name with dashes (from_ is --from), its type from the annotation;
+    None means off."""
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
@@ -50,14 +52,16 @@ def parse(settings: type, argv: list[str] | None = None, description: str | None
 
 
 def shipped(path: str) -> str:
-    """Paths are relative to where you are; what the repository ships under data/ is also found from elsewhere."""
+    """Paths are relative to where you are; what the repository ships under data/ is also found from
+    elsewhere."""
     if path.startswith("data/") and not Path(path).exists():
         return str(ROOT / path)
     return path
 
 
 def check_device(device: str) -> None:
-    """Raises ValueError for a device that is not there, or on which nothing here was ever tried (mps, xpu, meta ...)."""
+    """Raises ValueError for a device that is not there, or on which nothing here was ever tried (mps, xpu,
+    meta ...)."""
     match = re.fullmatch("cpu|cuda(?::([0-9]+))?", device)
     if not match:
         raise ValueError(f"--device: expected cpu, cuda or cuda:N, got {device!r}, which is not supported")
@@ -69,7 +73,8 @@ def check_device(device: str) -> None:
 
 
 def check_output(path, overwrite: bool, flag: str = "--out") -> None:
-    """Raises ValueError where `path` is a file or a directory that holds something, and --overwrite is not given."""
+    """Raises ValueError where `path` is a file or a directory that holds something, and --overwrite is not
+    given."""
     path = Path(path)
     holds_something = any(path.iterdir()) if path.is_dir() else path.exists()
     if holds_something and not overwrite:
@@ -79,7 +84,8 @@ def check_output(path, overwrite: bool, flag: str = "--out") -> None:
 
 
 def peak_memory_gb(device: str = "cpu") -> float:
-    """The most memory in use so far, in GiB: what PyTorch took of a CUDA device, or what this process took of the host."""
+    """The most memory in use so far, in GiB: what PyTorch took of a CUDA device, or what this process took of
+    the host."""
     if device.startswith("cuda"):
         return round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
     unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, kilobytes elsewhere
@@ -99,15 +105,17 @@ def progress(total: int | None, initial: int, name: str, unit: str):
     )
 
 
-# ---- how a script ends -----------------------------------------------------------------------------------------------
+# ---- how a script ends --------------------------------------------------------------------------------
 
 
 @contextmanager
 def one_line_errors(to_go_on: str = "the same command"):
-    """What a user can cause ends in one line on stderr and exit code 2. MINIMON_TRACEBACK=1 shows where it was raised.
+    """What a user can cause ends in one line on stderr and exit code 2. MINIMON_TRACEBACK=1 shows where it
+    was raised.
 
-    As in a shell the code is 130 after an interrupt, 143 after SIGTERM, 141 where the reader of a pipe went away. Of several
-    processes only the first to fail writes the line. to_go_on: what to type after an interrupt."""
+    As in a shell the code is 130 after an interrupt, 143 after SIGTERM, 141 where the reader of a pipe went
+    away. Of several processes only the first to fail writes the line. to_go_on: what to type after an
+    interrupt."""
     signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
@@ -150,17 +158,20 @@ def interrupt(number, frame):
 
 
 class StopSignals:
-    """SIGINT and SIGTERM wait for the end of a step: within `with StopSignals() as stop:` a loop asks `if stop:`.
+    """SIGINT and SIGTERM wait for the end of a step: within `with StopSignals() as stop:` a loop asks `if
+    stop:`.
 
-    The signal is answered at once with a line that says so; a second one does not wait and raises KeyboardInterrupt there, as
-    any signal does outside of the block."""
+    The signal is answered at once with a line that says so; a second one does not wait and raises
+    KeyboardInterrupt there, as any signal does outside of the block."""
 
     def __init__(self, waits_for: str = "this step"):
         self.waits_for = waits_for
         self.number = None  # of the signal that came
 
     def __enter__(self):
-        self.before = {number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.before = {
+            number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)
+        }
         return self
 
     def __exit__(self, *error):
@@ -179,5 +190,6 @@ class StopSignals:
             os.write(2, line.encode())  # a handler may come amid another write to sys.stderr
 
     def leave(self):
-        """Ends the script, its state saved. Where the signal came to another process alone, as after SIGTERM."""
+        """Ends the script, its state saved. Where the signal came to another process alone, as after
+        SIGTERM."""
         raise KeyboardInterrupt(self.number or signal.SIGTERM)

@@ -13,7 +13,8 @@ from minimon.files import open_tensors, read_json, read_text, tensor, write_json
 from minimon.run.cli import ROOT
 from minimon.run.lock import locked
 from minimon.run.processes import from_first, rank
-from minimon.run.provenance import NAME as PROVENANCE, check_same
+from minimon.run.provenance import NAME as PROVENANCE
+from minimon.run.provenance import check_same
 
 SETTINGS, LOG, STATE, REPORT = "settings.json", "log.jsonl", "state.safetensors", "report.json"
 FILES = (
@@ -53,10 +54,11 @@ class RunDirectory:
 
     run.path
     run.status     "new", "started" (goes on from its last save) or "finished"
-    run.settings   what settings.json holds or will hold: with --resume the recorded date and dtype, paths that hold from anywhere
+    run.settings   what settings.json holds or will hold: paths that hold from anywhere; with --resume the recorded
+                   date and dtype
 
-    Raises ValueError where something else is in the directory, the run has other settings, or another process writes into it.
-    All processes of a run call the same methods; the first alone writes."""
+    Raises ValueError where something else is in the directory, the run has other settings, or another process
+    writes into it. All processes of a run call the same methods; the first alone writes."""
 
     def __init__(self, settings: dict):
         self.path = Path(settings["out"])
@@ -85,8 +87,9 @@ class RunDirectory:
         if overwrite or never_began or not names:
             return "new", {"date": self.settings["date"] or date.today().isoformat()}
         if SETTINGS not in names:
+            what = ", ".join(names[:3])
             raise ValueError(
-                f"{self.path}: holds {', '.join(names[:3])}; name another --out, or give --overwrite to replace it"
+                f"{self.path}: holds {what}; name another --out, or give --overwrite to replace it"
             )
         status = "finished" if REPORT in names else "started"
         if not resume:
@@ -110,8 +113,9 @@ class RunDirectory:
             raise ValueError(f"{self.path}: cannot resume with other settings: {'; '.join(changes)}")
 
     def begin(self, provenance: dict, **resolved) -> None:
-        """Writes provenance.json and settings.json, `resolved` (dtype="bfloat16" ...) in place of what was not given. A run that
-        goes on is held against its provenance instead: ValueError where base or data are no longer the same files."""
+        """Writes provenance.json and settings.json, `resolved` (dtype="bfloat16" ...) in place of what was
+        not given. A run that goes on is held against its provenance instead: ValueError where base or data
+        are no longer the same files."""
         if self.status == "started":
             advice = "name another --out, or give --overwrite to start again"
             from_first(lambda: check_same(self.path, provenance, ("base", "data"), advice))
@@ -151,7 +155,8 @@ class RunDirectory:
         write_tensors(self.path / STATE, tensors, {"step": str(step)})
 
     def load_state(self, adapter: dict, optimizer) -> int:
-        """Steps that are done, 0 for a new run: adapter and optimizer go back to the last save, and the log with them."""
+        """Steps that are done, 0 for a new run: adapter and optimizer go back to the last save, and the log
+        with them."""
         path, log = self.path / STATE, self.path / LOG
         if self.status == "new":
             return 0
@@ -167,8 +172,8 @@ class RunDirectory:
 
 
 def from_anywhere(name: str, value):
-    """A setting's path as it can be read from another working directory: what the repository ships relative to it, see cli.shipped,
-    and a hub id as they are, all else absolute."""
+    """A setting's path as it can be read from another working directory: what the repository ships relative
+    to it, see cli.shipped, and a hub id as they are, all else absolute."""
     if name not in PATHS or value is None:
         return value
     is_relative_to_nothing = not os.path.exists(value) and (name == "model" or value.startswith("data/"))
@@ -185,7 +190,8 @@ def remove_if_empty(directory: Path) -> None:
 
 @torch.no_grad()
 def read_state(path: Path, adapter: dict, optimizer) -> int:
-    """The step of a state, whose tensors go into adapter and optimizer. Raises ValueError where it is not of such a run."""
+    """The step of a state, whose tensors go into adapter and optimizer. Raises ValueError where it is not of
+    such a run."""
     shapes = {}
     for name, parameter in adapter.items():
         shapes[name] = shapes[f"{name}.exp_avg"] = shapes[f"{name}.exp_avg_sq"] = tuple(parameter.shape)
@@ -193,7 +199,9 @@ def read_state(path: Path, adapter: dict, optimizer) -> int:
     with open_tensors(path) as file:
         step = (file.metadata() or {}).get("step", "")
         if not re.fullmatch("[0-9]{1,15}", step) or set(file.keys()) != set(shapes):
-            raise ValueError(f"{path}: expected the state of this run, got something else; give --overwrite to start again")
+            raise ValueError(
+                f"{path}: expected the state of this run, got something else; give --overwrite to start again"
+            )
         saved = {name: tensor(file, name, path, shape) for name, shape in shapes.items()}
     for name, parameter in adapter.items():
         parameter.copy_(saved[name])
@@ -202,8 +210,8 @@ def read_state(path: Path, adapter: dict, optimizer) -> int:
 
 
 def load_moments(optimizer, adapter: dict, saved: dict) -> None:
-    """AdamW's state by way of load_state_dict, which puts each tensor where the optimizer wants it: the fused one its step
-    beside the parameter."""
+    """AdamW's state by way of load_state_dict, which puts each tensor where the optimizer wants it: the fused
+    one its step beside the parameter."""
     whole = optimizer.state_dict()
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     names = {parameter: name for name, parameter in adapter.items()}

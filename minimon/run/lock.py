@@ -14,8 +14,8 @@ NAME = "lock"  # a file in the directory; its text names the owner, flock on it 
 
 @contextmanager
 def locked(directory):
-    """Raises ValueError, naming the owner, where another process writes into the directory. The first of several processes
-    keeps the lock for all of them."""
+    """Raises ValueError, naming the owner, where another process writes into the directory. The first of
+    several processes keeps the lock for all of them."""
     file = None
 
     def acquire():
@@ -39,9 +39,8 @@ def take(path: Path) -> int:
         except BlockingIOError:
             owner = os.read(file, 1000).decode("utf-8", "replace") or "another process"
             os.close(file)
-            raise ValueError(
-                f"{path.parent}: in use by {owner}; wait until it has ended, stop it, or name another directory"
-            ) from None
+            advice = "wait until it has ended, or name another directory"
+            raise ValueError(f"{path.parent}: in use by {owner}; {advice}") from None
         except OSError:  # a file system without locks
             pass
         if path.exists() and os.fstat(file).st_ino == path.stat().st_ino:

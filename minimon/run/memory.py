@@ -1,4 +1,5 @@
-"""Memory: passes that fit what is free on CUDA, and freed memory that a CPU process keeps for its next tensors."""
+"""Memory: passes that fit what is free on CUDA, and freed memory that a CPU process keeps for its next
+tensors."""
 
 import ctypes
 import sys
@@ -6,12 +7,16 @@ import sys
 import torch
 
 PASS_TOKENS = {"cpu": 1024, "cuda": 65536}  # of a forward pass at most: larger ones gain nothing
-DECODE_TOKENS = {"cpu": 16384, "cuda": 262144}  # whose keys and values stay; a step of decoding is one token a row
+DECODE_TOKENS = {
+    "cpu": 16384,
+    "cuda": 262144,
+}  # whose keys and values stay; a step of decoding is one token a row
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def pass_tokens(model, given: int | None = None, prefix_tokens: int = 0) -> int:
-    """Tokens of a forward pass: `given`, or on CUDA what fits beside the keys and values of a shared prefix, if less than usual."""
+    """Tokens of a forward pass: `given`, or on CUDA what fits beside the keys and values of a shared prefix,
+    if less than usual."""
     device = model.lm_head.weight.device
     if given or device.type != "cuda":
         return given or PASS_TOKENS["cpu"]
@@ -51,11 +56,12 @@ def activation_bytes(model) -> int:
 
 
 def keep_memory() -> None:
-    """glibc is told to keep freed memory: by default it gives tensors of some megabytes back to the kernel, which zeroes the same
-    pages again for the next ones. Called once, before tensors are. Elsewhere than with glibc nothing happens.
+    """glibc is told to keep freed memory: by default it gives tensors of some megabytes back to the kernel,
+    which zeroes the same pages again for the next ones. Called once, before tensors are. Elsewhere than with
+    glibc nothing happens.
 
-    Seven tensors of 30 to 200 MB, allocated and filled again and again on one thread: 4.6 s without, 0.6 s with it; of the
-    process' memory a fifth more."""
+    Seven tensors of 30 to 200 MB, allocated and filled again and again on one thread: 4.6 s without, 0.6 s
+    with it; of the process' memory a fifth more."""
     if sys.platform != "linux":
         return
     try:

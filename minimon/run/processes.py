@@ -1,8 +1,8 @@
-"""Several processes, one run: torchrun's set-up, work dealt out and gathered, one all-reduce a step, the base in shards.
+"""Several processes, one run: torchrun's set-up, work dealt out and gathered, one all-reduce a step, the base
+in shards.
 
-Every process holds the same adapter and takes the same steps; the first (rank 0) alone prints and writes. gloo carries what lies on a CPU,
-NCCL what lies on CUDA. With one process all of this is the identity.
-"""
+Every process holds the same adapter and takes the same steps; the first (rank 0) alone prints and writes.
+gloo carries what lies on a CPU, NCCL what lies on CUDA. With one process all of this is the identity."""
 
 import os
 import sys
@@ -13,26 +13,37 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
-SMALL = 10_000_000                             # parameters of a model whose operations are too short to share among cores
-CORES = 4                                      # that one interpreter keeps busy with them, about
+SMALL = 10_000_000  # parameters of a model whose operations are too short to share among cores
+CORES = 4  # about as many as one interpreter keeps busy with such a model
+LOSS_OF_A_PROCESS = (
+    "gloo",
+    "nccl",
+    "connection closed",
+    "connection reset",
+    "broken pipe",
+)  # in the text of an error
 
 
 def start(device: str) -> str:
-    """Joins the processes that torchrun started, if it did -> the device of this one: of `cuda` the GPU of its own.
+    """Joins the processes that torchrun started, if it did -> the device of this one: of `cuda` the GPU of
+    its own.
 
     What all but the first write to standard output goes nowhere."""
     if launched() == 1 or dist.is_initialized():
         return device
-    cuda = device.startswith("cuda")
-    if cuda:                                                                           # pragma: no cover
-        device, there = f"cuda:{os.environ['LOCAL_RANK']}", torch.cuda.device_count()
-        if int(os.environ["LOCAL_RANK"]) >= there:
-            raise ValueError(f"--nproc-per-node: expected at most {there} processes, one a GPU, got {os.environ['LOCAL_WORLD_SIZE']}")
+    backend = "gloo"
+    if device.startswith("cuda"):  # pragma: no cover
+        local_rank, count = int(os.environ["LOCAL_RANK"]), torch.cuda.device_count()
+        if local_rank >= count:
+            asked = os.environ["LOCAL_WORLD_SIZE"]
+            raise ValueError(f"--nproc-per-node: expected at most {count} processes, one a GPU, got {asked}")
+        device, backend = f"cuda:{local_rank}", "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=timedelta(days=1))       # the first may be long at work alone
-    if rank():
+    dist.init_process_group(backend, timeout=timedelta(days=1))  # the first may be at work alone for long
+    if rank() > 0:
         sys.stdout = open(os.devnull, "w")
     return device
 
@@ -42,7 +53,7 @@ def launched() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
-def stop() -> None:
+def leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
 
@@ -55,76 +66,101 @@ def size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def lost(error: RuntimeError) -> bool:
-    """Whether an error says that another process has gone: gloo and NCCL have no exception of their own for it."""
-    said = str(error).lower()
-    return size() > 1 and any(word in said for word in ("gloo", "nccl", "connection closed", "connection reset", "broken pipe"))
+def is_lost_process(error: RuntimeError) -> bool:
+    """Whether an error says that another process has gone: gloo and NCCL have no exception of their own for
+    it."""
+    text = str(error).lower()
+    return size() > 1 and any(words in text for words in LOSS_OF_A_PROCESS)
 
 
 def speaks() -> bool:
-    """Whether this process is the first of the run to fail. The others fail for want of it, or for the same reason, and need not say so."""
+    """Whether this is the first process of the run to fail, by whatever it failed. The others need not say so
+    again."""
     if size() == 1:
         return True
     try:
         return dist.distributed_c10d._get_default_store().add("failed", 1) == 1
-    except RuntimeError:                       # the store has gone with the process that kept it
+    except RuntimeError:  # the store has gone with the process that kept it
         return True
 
 
 def from_first(work: Callable):
-    """What work() gives, or raises, on the first process: on all of them."""
+    """What work() returns, or raises, on the first process: on all of them."""
     if size() == 1:
         return work()
-    found = [None, None]
+    answer = [None, None]  # result, error
     if rank() == 0:
         try:
-            found[0] = work()
+            answer[0] = work()
         except (ValueError, OSError, KeyboardInterrupt) as error:
-            found[1] = error
-    dist.broadcast_object_list(found)
-    if found[1] is not None:
-        raise found[1]
-    return found[0]
+            answer[1] = error
+    dist.broadcast_object_list(answer)
+    result, error = answer
+    if error is not None:
+        raise error
+    return result
+
+
+# ---- work dealt out -----------------------------------------------------------------------------------
 
 
 def deal(costs: list[float]) -> list[list[int]]:
-    """Indices for each process, the dearest first, each to whom has least: about equal sums, equal on all processes, perhaps none."""
-    shares, loads = [[] for _ in range(size())], [0.0] * size()
+    """Indices for each process, the dearest first to whom has least so far: about equal sums, the same on all
+    processes; a process may get none."""
+    shares = [[] for _ in range(size())]
+    sums = [0.0] * size()
     for i in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        least = loads.index(min(loads))
+        least = sums.index(min(sums))
         shares[least].append(i)
-        loads[least] += costs[i]
+        sums[least] += costs[i]
     return [sorted(share) for share in shares]
 
 
-def each(costs: list[float], work: Callable, model) -> list:
-    """work(i) for every i, dealt out by cost -> all results in order, on all processes. With shards all take part in each."""
-    if size() == 1 or getattr(model, "sharded", False):
-        return in_threads(work, list(range(len(costs))), model)
-    share = deal(costs)[rank()]
-    mine, gathered = dict(zip(share, in_threads(work, share, model))), [None] * size()
-    dist.all_gather_object(gathered, mine)
-    found = {i: result for part in gathered for i, result in part.items()}
-    return [found[i] for i in range(len(costs))]
+def dealing(model) -> Callable:
+    """-> each(work, items, costs): [work(item) for item in items], dealt out by cost, all results on all
+    processes.
+
+    With shards every process takes part in every item."""
+
+    def each(work: Callable, items: list, costs: list[float]) -> list:
+        if size() == 1 or getattr(model, "sharded", False):
+            return in_threads(work, items, model)
+        share = deal(costs)[rank()]
+        results = in_threads(work, [items[i] for i in share], model)
+        gathered = [None] * size()
+        dist.all_gather_object(gathered, dict(zip(share, results)))
+        by_index = {}
+        for part in gathered:
+            by_index |= part
+        return [by_index[i] for i in range(len(items))]
+
+    return each
 
 
 def in_threads(work: Callable, items: list, model) -> list:
-    """[work(item) ...]. A small model on a CPU leaves most of a second core idle, so each core takes an item of its own."""
+    """[work(item) ...]. A small model on a CPU leaves most of a second core idle, so each core takes an item
+    of its own."""
     threads = min(torch.get_num_threads(), CORES)
-    if min(threads, len(items)) < 2 or model.lm_head.weight.is_cuda or sum(p.numel() for p in model.parameters()) > SMALL:
+    is_small = sum(p.numel() for p in model.parameters()) <= SMALL
+    if min(threads, len(items)) < 2 or not is_small or model.lm_head.weight.is_cuda:
         return [work(item) for item in items]
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(torch.get_num_threads() // threads,)) as pool:
+    threads_of_one = torch.get_num_threads() // threads
+    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(threads_of_one,)) as pool:
         return list(pool.map(work, items))
 
 
-def counter(bar, together: bool, stopped=()):
-    """on_rows(n) for a progress bar: counts for the other processes as well, unless all work on the same rows `together`; ends the loop
-    where a signal has come."""
-    def on_rows(count):
-        bar.update(min(count * (1 if together else size()), bar.total - bar.n))
-        if stopped:
-            raise KeyboardInterrupt
+def count_rows(bar, model) -> Callable:
+    """on_rows(n) for a progress bar, which counts for the other processes as well; with shards all work on
+    the same rows."""
+    of_each = 1 if getattr(model, "sharded", False) else size()
+
+    def on_rows(count: int) -> None:
+        bar.update(count * of_each if bar.total is None else min(count * of_each, bar.total - bar.n))
+
     return on_rows
+
+
+# ---- tensors ------------------------------------------------------------------------------------------
 
 
 def copy_from_first(tensors: Iterable[torch.Tensor]) -> None:
@@ -135,7 +171,8 @@ def copy_from_first(tensors: Iterable[torch.Tensor]) -> None:
 
 
 def sum_gradients(parameters: list[torch.Tensor], numbers: list[float]) -> list[float]:
-    """Gradients become their sums over the processes -> the sums of `numbers`, in fp32. One all-reduce for all; who has none adds zeros."""
+    """Gradients become their sums over the processes -> the sums of `numbers`, in fp32. One all-reduce for
+    all; a parameter without a gradient adds zeros."""
     if size() == 1:
         return numbers
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -148,17 +185,27 @@ def sum_gradients(parameters: list[torch.Tensor], numbers: list[float]) -> list[
 
 
 def shard(model, device: str) -> None:
-    """Spreads each block's frozen weights over the processes (FSDP2); a block is gathered while it is at work. What is added later, as an
-    adapter, stays whole everywhere, and so do embedding, norm and head, which are moved to `device`."""
-    from torch.distributed.fsdp import fully_shard                                     # takes a second to import
-    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")      # no block changes one in place
+    """Spreads each block's weights over the processes (FSDP2). A block is gathered while it is at work, the
+    next one meanwhile, and given up after it, forward and backward. What is added later, as an adapter, stays
+    whole everywhere, and so do embedding, norm and head, which are moved to `device`."""
+    from torch.distributed.fsdp import fully_shard  # takes a second to import
+
     if size() == 1:
-        raise ValueError("--shard: expected several processes, got one; start it with torchrun --nproc-per-node N")
+        raise ValueError(
+            "--shard: expected several processes, got one; start it with torchrun --nproc-per-node N"
+        )
+    # no block changes a tensor in place
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(torch.device(device).type, (size(),))
-    for block in model.model.layers:
-        fully_shard(block, mesh=mesh)
-        block.unshard()                        # here and not first in inference mode, whose tensors no backward pass may use
-        block.reshard()
-    for module in (model.model.embed_tokens, model.model.norm, model.lm_head):
-        module.to(device)
+    blocks = list(model.model.layers)
+    whole = nn.ModuleList([model.model.embed_tokens, model.model.norm, model.lm_head]).to(device)
+    for block in blocks:
+        fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    # one root, so that the blocks share streams and order
+    fully_shard(model, mesh=mesh, ignored_params=set(whole.parameters()))
+    for block, following in zip(blocks, blocks[1:]):
+        block.set_modules_to_forward_prefetch([following])
+    # the first pass sets all up; outside of inference mode, whose tensors no backward pass may use
+    with torch.no_grad():
+        model(torch.zeros(1, 1, dtype=torch.long, device=device))
     model.sharded = True

@@ -1,8 +1,8 @@
-"""Where a run's results come from: versions, the command line, sha256 of the base's files and of the data files.
+"""Where a run's results come from: versions, the command line, sha256 of the base's files and of the data
+files.
 
-Kept in provenance.json beside the adapter, so that a run goes on with the files that it began with, and an adapter is measured on
-the base that it was trained on.
-"""
+Kept in provenance.json beside the adapter, so that a run goes on with the files that it began with, and an
+adapter is measured on the base that it was trained on."""
 
 import os
 import platform
@@ -48,13 +48,19 @@ def base_files(directory: Path) -> dict[str, str]:
 
 
 def data_files(mixture, *more) -> dict[str, str]:
-    """Path, relative to the mixture -> sha256 of the files that it was read from, and of `more` files (None: none)."""
-    paths = {*mixture.files(), *(Path(path) for path in more if path)}
+    """Path, relative to the mixture -> sha256 of the mixture, its task files, their rows, its conversations,
+    and `more` files (None: none)."""
+    paths = {mixture.path, *(Path(path) for path in more if path)}
+    for task in mixture.all_tasks():
+        paths |= {Path(task.where), *task.files()}
+    if mixture.instruct and mixture.instruct.path.is_file():
+        paths.add(mixture.instruct.path)
     return {os.path.relpath(path, mixture.path.parent): sha256(path) for path in sorted(paths)}
 
 
 def check_same(directory, record: dict, kinds, advice: str) -> None:
-    """Raises ValueError where files of `kinds`, "base" or "data", are not those of the provenance.json in the directory."""
+    """Raises ValueError where files of `kinds`, "base" or "data", are not those of the provenance.json in the
+    directory."""
     path = Path(directory) / NAME
     saved = read_json(path) if path.is_file() else {}
     for kind in kinds:
@@ -65,4 +71,6 @@ def check_same(directory, record: dict, kinds, advice: str) -> None:
         if changed:
             more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
             names = ", ".join(changed[:3])
-            raise ValueError(f"{path}: was trained with another {kind}: {names}{more} differ by sha256; {advice}")
+            raise ValueError(
+                f"{path}: was trained with another {kind}: {names}{more} differ by sha256; {advice}"
+            )
