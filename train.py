@@ -22,6 +22,7 @@ from minimon.files import resolve, sha256
 from minimon.lora import adapter_tensors, add_lora, load_adapter, save_adapter
 from minimon.report import build_report, near_duplicates, table, verdict_line, write_report
 from minimon.run.base_scores import BaseScores
+from minimon.run.checks import check_training
 from minimon.run.cli import StopSignals, one_line_errors, parse, peak_memory_gb, progress, setting, shipped
 from minimon.run.directory import RunDirectory
 from minimon.run.load import LoadWatch
@@ -39,7 +40,6 @@ from minimon.run.processes import (
     sum_gradients,
 )
 from minimon.run.provenance import provenance
-from minimon.run.checks import check_training
 from minimon.steps import count_passes, instruction_plan, refuse_long, training_step, training_steps
 from minimon.study.self_labels import training_rows
 from minimon.tasks import SCHEDULES, load_mixture
@@ -188,7 +188,10 @@ def train(settings: Settings, run: RunDirectory, mixture, device: str) -> int:
         decay=settings.schedule,
     )
     done = run.load_state(adapter, optimizer)
-    print(opening_line(settings, run, model, adapter, mixture, done))
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    trained = sum(p.numel() for p in adapter.values())
+    begins = f"goes on after step {done}" if done else "begins"
+    print(f"{settings.model}: {frozen:,} frozen parameters, {trained:,} in the adapter; {run.path} {begins}")
 
     # loop
     batch_tokens, watch = pass_tokens(model, settings.batch_tokens), LoadWatch()
