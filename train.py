@@ -39,7 +39,8 @@ from minimon.steps import PARTS, check_settings, halved, instruction_plan, share
 from minimon.run.provenance import check_same, provenance
 from minimon.report.build import build_report, table, verdict_line, write_report
 from minimon.run.directory import find_run, load_state, save_state, start_run
-from minimon.tasks import load_mixture, near_duplicates
+from minimon.report.leakage import near_duplicates
+from minimon.tasks import load_mixture
 from minimon.tokenizer import load_tokenizer
 
 

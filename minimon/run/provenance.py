@@ -15,7 +15,6 @@ import torch
 
 import minimon
 from minimon.files import read_json, sha256
-from minimon.formats.records import row_files
 from minimon.tasks import Mixture
 
 NAME = "provenance.json"
@@ -39,9 +38,7 @@ def data_files(mixture: Mixture, *more) -> dict[str, str]:
     """Path, relative to the mixture -> sha256 of the mixture, its task files, their rows, its conversations, and `more` files."""
     files = {mixture.path, *map(Path, filter(None, more))}
     for task in mixture.all_tasks():
-        files |= {Path(task.where), *(file for _, file in row_files(task.path, task.reading))}
-        if task.reading.join and not task.reading.source:
-            files.add(task.path.parent / task.reading.join["file"])
+        files |= {Path(task.where), *task.files()}
     if mixture.instruct and mixture.instruct.path.is_file():
         files.add(mixture.instruct.path)
     return {os.path.relpath(path, mixture.path.parent): sha256(path) for path in sorted(files)}
