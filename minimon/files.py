@@ -1,4 +1,7 @@
-"""Files: JSON and TOML read with errors that name the file and line, safetensors read lazily, everything written by one rename."""
+"""Files: JSON, TOML and tables read with errors that name file and line, safetensors read lazily.
+
+Everything is written by one rename.
+"""
 
 import csv
 import glob
@@ -9,65 +12,99 @@ import json
 import os
 import tomllib
 import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-LIMIT = 2 ** 31                                # bytes that a compressed file, or a member of one, may hold
+MAX_BYTES = 2**31  # that a compressed file, or a member of one, may hold
+ROW_FILES = ".jsonl, .json, .csv or .tsv file, or such a .gz"
+
+
+# ---- finding -------------------------------------------------------------------------------------
 
 
 def resolve(path_or_hub_id, patterns=("*.json", "model*.safetensors", "*.jinja")) -> Path:
-    """A checkpoint's directory: a local one as it is; otherwise a hub id's, its files fetched or found in the cache."""
+    """A local checkpoint's directory as it is, or a hub id's, its files fetched or found in the cache."""
     if os.path.isdir(path_or_hub_id):
         return Path(path_or_hub_id)
-    from huggingface_hub import snapshot_download          # slow to import, seldom needed
+    from huggingface_hub import snapshot_download  # slow to import, seldom needed
+
     try:
         return Path(snapshot_download(str(path_or_hub_id), allow_patterns=list(patterns)))
     except (OSError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
-        raise FileNotFoundError(f"{path_or_hub_id}: expected a checkpoint directory or a hub id, found neither ({reason}); "
-                                "check the spelling, or download the model where there is a network and name its directory") from error
+        raise FileNotFoundError(
+            f"{path_or_hub_id}: expected a checkpoint directory or a hub id, found neither ({reason}); "
+            "check the spelling, or download the model where there is a network and name its directory"
+        ) from error
+
+
+def find_files(folder: Path, pattern: str) -> list[Path]:
+    """The file of that name below `folder`, or in order those that a name with * or ? stands for."""
+    if "\0" in pattern:
+        raise ValueError(f"{folder}: expected the path of a file, got {pattern!r}")
+    if not set(pattern) & set("*?"):
+        return [folder / pattern]
+    return [folder / name for name in sorted(glob.glob(pattern, root_dir=folder, recursive=True))]
+
+
+def sha256(path) -> str:
+    with open(path, "rb") as file:
+        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---- text, JSON, TOML ----------------------------------------------------------------------------
 
 
 def read_text(path) -> str:
-    """UTF-8 text, a byte order mark dropped; of a .gz file what it holds, which may be LIMIT bytes."""
-    if Path(path).suffix != ".gz":
-        data = Path(path).read_bytes()
-    else:
-        with open(path, "rb") as file, gzip.GzipFile(fileobj=file) as content:
-            try:
-                data = content.read(LIMIT + 1)
-            except (OSError, EOFError, zlib.error) as error:
-                raise ValueError(f"{path}: expected a whole gzip file, got an error: {error}; fetch it again") from error
-        if len(data) > LIMIT:
-            raise ValueError(f"{path}: expected at most {LIMIT} bytes in a compressed file, got more; unpack it")
+    """UTF-8 text without a byte order mark; of a .gz file its content, at most MAX_BYTES."""
+    data = unpacked(path) if Path(path).suffix == ".gz" else Path(path).read_bytes()
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#04x} at offset {error.start}; "
-                         "convert the file to UTF-8") from error
+        raise ValueError(
+            f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#04x} "
+            f"at offset {error.start}; convert the file to UTF-8"
+        ) from error
+
+
+def unpacked(path) -> bytes:
+    with open(path, "rb") as file, gzip.GzipFile(fileobj=file) as content:
+        try:
+            data = content.read(MAX_BYTES + 1)
+        except (OSError, EOFError, zlib.error) as error:
+            raise ValueError(
+                f"{path}: expected a whole gzip file, got an error: {error}; fetch it again"
+            ) from error
+    if len(data) > MAX_BYTES:
+        raise ValueError(
+            f"{path}: expected at most {MAX_BYTES} bytes in a compressed file, got more; unpack it"
+        )
+    return data
 
 
 def parse_json(text: str, where, expected: str = "JSON"):
-    """A JSON value; a key that stands twice in an object is refused, since readers differ in which they take."""
+    """A JSON value. A key twice in an object is refused, since readers differ in which they take."""
     try:
-        return json.loads(text, object_pairs_hook=once)
-    except json.JSONDecodeError as error:      # of many lines the message says which
+        return json.loads(text, object_pairs_hook=unique_keys)
+    except json.JSONDecodeError as error:  # of many lines the message says which
         where, problem = f"{where}:{error.lineno}" if "\n" in text.strip() else where, error.msg
     except RecursionError:
         problem = "one that is nested too deeply"
-    except ValueError as error:                # a number of thousands of digits, a key twice
+    except ValueError as error:  # a number of thousands of digits, a key twice
         problem = str(error)
     raise ValueError(f"{where}: expected {expected}, got {problem}")
 
 
-def once(pairs: list[tuple]) -> dict:
-    table = dict(pairs)
-    if len(table) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in table if names.count(name) > 1)!r} twice in an object")
+def unique_keys(pairs: list[tuple]) -> dict:
+    table = {}
+    for key, value in pairs:
+        if key in table:
+            raise ValueError(f"the key {key!r} twice in an object")
+        table[key] = value
     return table
 
 
@@ -80,43 +117,37 @@ def read_json(path) -> dict:
 
 
 def read_toml(path) -> dict:
-    """A TOML table, whose values can be told in a message."""
+    """A TOML table, whose values can be shown in a message."""
     text = read_text(path).replace("\r\n", "\n")
     try:
         table = tomllib.loads(text)
-        repr(table)                            # neither nested beyond all bounds nor with numbers of thousands of digits
+        repr(table)  # neither nested beyond all bounds nor with numbers of thousands of digits
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: expected TOML, got an error: {error}") from error
     return table
 
 
-def find_files(folder: Path, pattern: str) -> list[Path]:
-    """The file of that name, or those that a name with * or ? stands for, in order."""
-    if "\0" in pattern:
-        raise ValueError(f"{folder}: expected the path of a file, got {pattern!r}")
-    names = sorted(glob.glob(pattern, root_dir=folder, recursive=True)) if set(pattern) & set("*?") else [pattern]
-    return [folder / name for name in names]
+# ---- rows ----------------------------------------------------------------------------------------
 
 
-def read_rows(path, kind: str | None = None, columns: tuple = ()) -> list[tuple[int, dict]]:
-    """Rows of a file with the line (json: the number) each began on. kind: jsonl, json, csv, tsv or lines; by the suffix if None.
+def read_rows(path) -> list[tuple[int, dict]]:
+    """Rows of a .jsonl, .json, .csv or .tsv file, or such a .gz, with the line each began on.
 
-    Lines give rows {"line"}. With columns a table has no header and no quoting."""
+    Rows of a .json file have a number instead."""
     path = Path(path)
-    kind = kind or path.with_suffix("" if path.suffix == ".gz" else path.suffix).suffix.lstrip(".")
-    if kind == "jsonl":
+    kind = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    if kind == ".jsonl":
         return list(read_jsonl(path))
-    if kind == "json":
+    if kind == ".json":
         return list(enumerate(json_rows(path), 1))
-    if kind in ("csv", "tsv"):
-        return list(csv_rows(path, "\t" if kind == "tsv" else ",", columns))
-    if kind in ("lines", "txt"):
-        return [(number, {"line": line.rstrip("\r")}) for number, line in enumerate(read_text(path).split("\n"), 1) if line.strip()]
-    raise ValueError(f"{path}: expected rows in a .jsonl, .json, .csv, .tsv or .txt file, or such a .gz, got "
-                     f"{path.suffix or 'no suffix'!r}; give the task a format")
+    if kind in (".csv", ".tsv"):
+        return list(table_rows(path, "," if kind == ".csv" else "\t"))
+    raise ValueError(
+        f"{path}: expected rows in a {ROW_FILES}, got {path.suffix or 'no suffix'!r}; convert it once"
+    )
 
 
-def read_jsonl(path):
+def read_jsonl(path) -> Iterator[tuple[int, dict]]:
     """(line number, object) of each line that is not blank."""
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
@@ -130,31 +161,39 @@ def json_row(line: str, where: str) -> dict:
     return row
 
 
-def json_rows(path):
+def json_rows(path) -> list[dict]:
     rows = parse_json(read_text(path), path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ValueError(f"{path}: expected a JSON list of objects, got something else; one object a line belongs in a .jsonl file")
+        raise ValueError(
+            f"{path}: expected a JSON list of objects, got something else; "
+            "one object a line belongs in a .jsonl file"
+        )
     return rows
 
 
-def csv_rows(path, delimiter: str, columns: tuple = ()):
-    options = {"fieldnames": columns, "quoting": csv.QUOTE_NONE} if columns else {"strict": True}
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, **options)
-    csv.field_size_limit(2 ** 31 - 1)
+def table_rows(path, delimiter: str) -> Iterator[tuple[int, dict]]:
+    """(line number, row) of a table with a header line."""
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""), delimiter=delimiter, strict=True)
     try:
-        if reader.fieldnames is None:
+        names = reader.fieldnames
+        if names is None:
             raise ValueError(f"{path}: expected a header line, got an empty file")
-        if len(set(reader.fieldnames)) < len(reader.fieldnames):
-            raise ValueError(f"{path}:1: expected a name of its own for each column, got {', '.join(reader.fieldnames)}")
-        before = reader.line_num
+        if len(set(names)) < len(names):
+            raise ValueError(f"{path}:1: expected a name of its own for each column, got {', '.join(names)}")
+        line = reader.line_num + 1
         for row in reader:
             if None in row or None in row.values():
-                source = "columns" if columns else "the header"
-                raise ValueError(f"{path}:{before + 1}: expected {len(reader.fieldnames)} fields, as in {source}; got another number")
-            yield before + 1, row
-            before = reader.line_num
+                raise ValueError(
+                    f"{path}:{line}: expected {len(names)} fields, as in the header; got another number"
+                )
+            yield line, row
+            line = reader.line_num + 1
     except csv.Error as error:
         raise ValueError(f"{path}:{reader.line_num}: expected a well-formed line, got {error}") from error
+
+
+# ---- safetensors ---------------------------------------------------------------------------------
 
 
 def open_tensors(path):
@@ -164,7 +203,9 @@ def open_tensors(path):
     try:
         return safe_open(str(path), "pt")
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: expected a whole safetensors file, got an error: {error}; fetch or write it again") from error
+        raise ValueError(
+            f"{path}: expected a whole safetensors file, got an error: {error}; fetch or write it again"
+        ) from error
 
 
 def tensor(file, name: str, path, shape: tuple | None = None):
@@ -173,20 +214,24 @@ def tensor(file, name: str, path, shape: tuple | None = None):
         found = file.get_tensor(name)
     except SafetensorError as error:
         raise ValueError(f"{path}: expected tensor {name}, got an error: {error}") from error
-    if not found.is_floating_point() or not found.isfinite().all() or shape not in (None, tuple(found.shape)):
-        raise ValueError(f"{path}: expected finite numbers{f' in shape {tuple(shape)}' if shape is not None else ''} in {name}, got others "
-                         f"({found.dtype}, {tuple(found.shape)})")
+    fits = shape is None or tuple(found.shape) == tuple(shape)
+    if not found.is_floating_point() or not found.isfinite().all() or not fits:
+        in_shape = "" if shape is None else f" in shape {tuple(shape)}"
+        raise ValueError(
+            f"{path}: expected finite numbers{in_shape} in {name}, "
+            f"got others ({found.dtype}, {tuple(found.shape)})"
+        )
     return found
 
 
-def sha256(path) -> str:
-    with open(path, "rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+# ---- writing -------------------------------------------------------------------------------------
 
 
 @contextmanager
 def replacing(path):
-    """A temporary name to write to; then on disk and renamed: a reader sees the old file or the new one. What fails leaves the old one."""
+    """A temporary name to write to, renamed at the end: readers see the old file or the new one.
+
+    A failure keeps the old one."""
     temporary = f"{path}.tmp"
     try:
         yield temporary
@@ -196,11 +241,16 @@ def replacing(path):
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
             os.unlink(temporary)
-        raise OSError(f"{path}: expected to write it, got an error: {error}; what was there before is as it was") from error
+        raise OSError(
+            f"{path}: expected to write it, got an error: {error}; what was there before is as it was"
+        ) from error
 
 
 def write_text(path, text: str) -> None:
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
+    with (
+        replacing(path) as temporary,
+        open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         file.write(text)
 
 
@@ -209,5 +259,6 @@ def write_json(path, value) -> None:
 
 
 def write_tensors(path, tensors: dict, metadata: dict[str, str] | None = None) -> None:
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary, {"format": "pt", **(metadata or {})})
+        save_file(contiguous, temporary, {"format": "pt", **(metadata or {})})

@@ -25,7 +25,6 @@ from minimon.serve.thresholds import find_calibration
 from minimon.checkpoint import load_model
 from minimon.run.cli import one_line
 from minimon.study.self_labels import label_quality, labelled_rows, load_labels
-from minimon.files import sha256
 from minimon.tasks import load_conversations
 from minimon.run.known import load as load_known
 from minimon.formats.inspect_log import read_log
@@ -41,8 +40,7 @@ CONFIG = dict(tiny.LLAMA, num_hidden_layers=1, rope_scaling={"rope_type": "linea
               hidden_act="silu", rms_norm_eps=1e-6, attention_bias=False, tie_word_embeddings=False)
 TASK = {"name": '"t"', "domain": '"d"', "prompt": '"Is it?"', "rows": '"rows.jsonl"', "text": '"text"', "label": '"y"',
         "labels": "{ Yes = [1], No = [0] }", "skip": "[2]", "split": '"split"', "prompt_position": '"before"', "default": "0", "group": '"id"',
-        "unique": "false", "max_chars": "1000", "reasoning": "false", "format": '"jsonl"', "columns": "[]", "each": "[]",
-        "keep": "{ y = [0, 1] }", "drop": "{ y = [3] }", "join": '{ field = "id", file = "other.jsonl", key = "id" }'}
+        "unique": "false", "max_chars": "1000", "reasoning": "false", "criterion": '"c"'}
 MESSAGES = [{"role": "user", "content": "What is it?"},
             {"role": "assistant", "content": [{"type": "text", "text": "I look."}, {"type": "image", "image": "x"}],
              "tool_calls": [{"id": "1", "function": {"name": "read", "arguments": '{"path": "a"}'}}]},
@@ -78,7 +76,7 @@ def hold(kind, path, cases, load, named=None):
     start, count = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 0
     load()                                     # as it is, it is read
     for name, data in [*cases, ("a folder", None)]:
-        records.ROWS.clear()
+        records.cached_records.cache_clear()
         path.unlink()
         path.mkdir() if data is None else path.write_bytes(data)
         count += 1
@@ -286,10 +284,9 @@ def test_scores_of_a_base(tmp_path):
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "rows.jsonl").write_text(lines(rows()))
-    (tmp_path / "other.jsonl").write_text(lines(rows()))
     (tmp_path / "new.jsonl").write_text(lines([{**row, "text": f"new {row['text']}"} for row in rows()]))
     (tmp_path / "talks.jsonl").write_text(lines([{"messages": MESSAGES[:1] + [{"role": "assistant", "content": "No."}]}] * 3))
-    (tmp_path / "t.toml").write_text("".join(f"{key} = {TASK[key]}\n" for key in TASK if key not in ("columns", "each", "join", "keep", "drop", "group")))
+    (tmp_path / "t.toml").write_text("".join(f"{key} = {TASK[key]}\n" for key in TASK if key != "group"))
     for name in ("a", "b"):
         text = (tmp_path / "t.toml").read_text().replace('"t"', f'"{name}"').replace("Is it?", f"Is it {name}?")
         (tmp_path / f"{name}.toml").write_text(text.replace("rows.jsonl", "rows.jsonl" if name == "a" else "new.jsonl"))
@@ -299,21 +296,9 @@ def folder(tmp_path):
 
 def test_a_task(folder):
     path = folder / "t.toml"
-    path.write_text("".join(f"{key} = {literal}\n" for key, literal in TASK.items() if key != "columns"))
-    hold("task", path, broken.toml_cases({key: TASK[key] for key in TASK if key != "columns"}),
+    path.write_text("".join(f"{key} = {literal}\n" for key, literal in TASK.items()))
+    hold("task", path, broken.toml_cases(TASK),
          lambda: [task.rows for task in [load_task(path)]], named=str(folder))
-
-
-def test_the_source_of_a_task(folder):
-    table = {"address": '"https://host/a/b"', "files": f'{{ "x.jsonl" = "{"0" * 64}" }}', "licence": '"MIT"'}
-    head = "".join(f"{key} = {TASK[key]}\n" for key in list(TASK)[:7]).replace("rows.jsonl", ".") + "[source]\n"
-    path, where = folder / "s.toml", folder / "a/b"
-    where.mkdir(parents=True)
-    (where / "x.jsonl").write_text(lines(rows()))
-
-    table["files"] = table["files"].replace("0" * 64, sha256(where / "x.jsonl")[7:])
-    path.write_text(head + "".join(f"{key} = {literal}\n" for key, literal in table.items()))
-    hold("source", path, broken.toml_cases(table, head), lambda: [task.rows for task in [load_task(path)]], named=str(folder))
 
 
 @pytest.mark.parametrize("head, table", [
@@ -349,18 +334,14 @@ def table_cases():
         yield name, text.encode()
 
 
-@pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "jsonl", "txt", "csv.gz", "jsonl.gz"])
+@pytest.mark.parametrize("suffix", ["csv", "tsv", "json", "jsonl", "csv.gz", "jsonl.gz"])
 def test_rows(folder, suffix):
     text = "".join(f"{key} = {TASK[key]}\n" for key in ("name", "domain", "prompt", "rows", "text", "label", "labels"))
     if "sv" in suffix:
         text = text.replace("[1]", '["1"]').replace("[0]", '["0"]')
-    if suffix == "txt":
-        text = text.replace('text = "text"', 'text = "line"').replace('label = "y"', 'label = "line"').replace("[1]", '["a"]').replace("[0]", '["b"]')
     (folder / "t.toml").write_text(text.replace("rows.jsonl", f"rows.{suffix}"))
-    cases = {"csv": table_cases, "tsv": table_cases, "json": lambda: broken.json_cases(rows(4)), "jsonl": lambda: of_lines(rows()),
-             "txt": lambda: broken.text_cases("a\nb\n")}[suffix.removesuffix(".gz")]()
-    good = {"csv": next(iter(table_cases()))[1] or b"id,text,y\n1,a,1\n", "json": json.dumps(rows(4)).encode(), "jsonl": lines(rows()).encode(),
-            "txt": b"a\nb\n"}.get(suffix.removesuffix(".gz"), b"id\ttext\ty\n1\ta\t1\n")
+    cases = {"csv": table_cases, "tsv": table_cases, "json": lambda: broken.json_cases(rows(4)), "jsonl": lambda: of_lines(rows())}[suffix.removesuffix(".gz")]()
+    good = {"csv": next(iter(table_cases()))[1] or b"id,text,y\n1,a,1\n", "json": json.dumps(rows(4)).encode(), "jsonl": lines(rows()).encode()}.get(suffix.removesuffix(".gz"), b"id\ttext\ty\n1\ta\t1\n")
     if suffix == "tsv":
         cases = [(name, data.replace(b",", b"\t")) for name, data in cases]
     if suffix.endswith(".gz"):

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from minimon.run.cli import one_line, one_line_errors
 from minimon.evaluate import score
 from minimon.formats.inspect_log import read_log
 from minimon.metrics import Scores
-from minimon.formats.records import ROWS as READ
-from minimon.tasks import bare, load_mixture, load_task, near_duplicates
+from minimon.formats.records import cached_records
+from minimon.report.leakage import bare, near_duplicates
+from minimon.tasks import load_mixture, load_task
 from minimon.tokenizer import load_tokenizer
 from minimon.formats.transcript import text_of
 from small_world import settings
@@ -55,7 +57,7 @@ def refused(call, name) -> None:
 
 @MANY
 @given(st.binary(max_size=200) | ANY.map(lambda text: text.encode("utf-8", "surrogatepass")) | JSON.map(lambda value: json.dumps(value).encode()))
-@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "tsv", "txt", "toml", "csv.gz"])
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "tsv", "toml", "csv.gz"])
 def test_any_bytes_are_rows_or_refused_by_name(tmp_path_factory, suffix, data):
     path = tmp_path_factory.getbasetemp() / f"any.{suffix}"
     path.write_bytes(data)
@@ -105,7 +107,9 @@ TOKENIZERS = {}
 @given(ANY)
 def test_near_duplicates_are_told_by_letters_alone(text):
     assert bare(text) == bare(text.upper().lower()) or text.upper().lower().casefold() != text.casefold()
-    assert bare(f"  {text} 12, ") == bare(text) and bare(bare(text)) == bare(text)
+    letters = any(unicodedata.category(char).startswith("L") for char in unicodedata.normalize("NFKC", text))
+    assert not letters or bare(f"  {text} 12, ") == bare(text)
+    assert bare(bare(text)) == bare(text) or not letters
 
 
 # ---- texts -------------------------------------------------------------------------------------------------------------------------
@@ -241,7 +245,7 @@ def test_near_duplicates_across_the_split_are_counted_and_equal_ones_refused(wor
     for path in world.iterdir():
         if path.is_file():
             shutil.copy(path, tmp_path / path.name)
-    READ.clear()
+    cached_records.cache_clear()
     rows = [json.loads(line) for line in (tmp_path / "new.jsonl").read_text().splitlines()]
     for i, text in ((12, "OLD -- 3 of\n1!"), (13, "old\u00a0５ of 0"), (14, "olds 3 of 1")):
         rows[i]["text"] = text
@@ -256,7 +260,7 @@ def test_near_duplicates_across_the_split_are_counted_and_equal_ones_refused(wor
     for row in rows:
         row["split"] = "test" if row is rows[15] or row["y"] != rows[15]["y"] and rows.index(row) < 13 else "train"
     (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    READ.clear()
+    cached_records.cache_clear()
     with pytest.raises(ValueError, match="is also a training row"):
         load_mixture(tmp_path / "m.toml")
 

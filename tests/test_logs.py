@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from minimon.formats import inspect_log as logs
-from minimon.formats.inspect_log import count_samples, is_log, read_log
+from minimon.formats.inspect_log import is_log, read_log
 from minimon.tasks import load_task
 from minimon.formats.transcript import text_of, transcript
 
@@ -124,7 +124,7 @@ def one(tmp_path, value, header=HEADER):
 
 def test_of_members_with_one_name_the_last_counts(tmp_path):
     path = write_eval(tmp_path / "x.eval", [("samples/a_epoch_1.json", sample(text="first try")), ("samples/a_epoch_1.json", sample(text="second try"))])
-    assert [record["messages"][-1]["content"] for record in read_log(path)] == ["second try"] and count_samples(path) == 1
+    assert [record["messages"][-1]["content"] for record in read_log(path)] == ["second try"]
 
 
 def test_a_log_that_was_never_finished_is_read_from_its_journal(tmp_path):
@@ -173,7 +173,7 @@ def test_one_sample_of_a_json_log_is_in_memory_at_a_time(tmp_path):
 
 
 def test_without_a_zstd_package_the_message_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(logs, "zstd", lambda: None)
+    monkeypatch.setattr(logs, "zstd_decompressor", lambda: None)
     with pytest.raises(ValueError, match="zstd.eval: .*pip install zstandard.*inspect log convert"):
         list(read_log(INSPECT / "zstd.eval"))
 
@@ -196,7 +196,7 @@ def test_a_damaged_member_is_refused_by_name(form, tmp_path):
 def test_several_frames_of_zstd_are_all_read(tmp_path):
     import zstandard
     pack = zstandard.ZstdCompressor().compress
-    assert logs.zstd()(pack(b"one ") + pack(b"two")) == b"one two"
+    assert logs.zstd_decompressor()(pack(b"one ") + pack(b"two")) == b"one two"
 
 
 @pytest.mark.parametrize("name, text, words", [

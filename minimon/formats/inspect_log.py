@@ -1,10 +1,12 @@
-"""Inspect logs (.eval and .json) -> one record a sample, as a monitor may see it; one sample in memory at a time.
+"""Inspect logs (.eval and .json) -> one record a sample, as a monitor may see it.
 
-A record holds id (task id:sample id:epoch), task, model, sample, epoch, metadata, scores {scorer: value}, label, group and messages, or
-`skipped` with the reason. The label is ControlArena's: "attack" or "honest", "unlabeled" where the log does not say, "conflict" where it
-says both. Nothing but the messages is for the monitor: log, task and file names, metadata and scores give the label away. Of the messages,
-calls of tools that were hidden from the monitor go with their results, others are shown as their monitor view, and what follows the last
-assistant message is cut. `messages` is the final conversation: where the agent compacted its context, `compacted` is true.
+A record holds id (task id:sample id:epoch), task, model, sample, epoch, metadata, scores {scorer: value},
+label, group and messages, or `skipped` with the reason. The label is ControlArena's: "attack" or "honest",
+"unlabeled" where the log does not say, "conflict" where it says both. Nothing but the messages is for the
+monitor: log, task and file names, metadata and scores give the label away. Of the messages, calls of tools
+that were hidden from the monitor go with their results, others are shown as their monitor view, and what
+follows the last assistant message is cut. `messages` is the final conversation: where the agent compacted its
+context, `compacted` is true. One sample is in memory at a time.
 """
 
 import importlib
@@ -13,14 +15,23 @@ import re
 import struct
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
-from minimon.files import LIMIT, once, parse_json
+from minimon.files import MAX_BYTES, parse_json, unique_keys
 
-ZSTD = 93                                      # zip's number of the method, unknown to zipfile before Python 3.14
+ZSTD = 93  # zip's number of the method, unknown to zipfile before Python 3.14
 CONVERT = "inspect log convert PATH --to json --output-dir OUT --resolve-attachments full --stream 10"
-REFERENCE = re.compile(r"(?:attachment|tc)://([0-9a-zA-Z]+)")
+ATTACHMENT = re.compile(r"(?:attachment|tc)://([0-9a-zA-Z]+)")
+MESSAGE_FIELDS = ("role", "content", "tool_call_id", "function", "error")
+
+
+class Sample(NamedTuple):
+    header: dict  # what the log says of all samples
+    sample: dict
+    where: str  # log and sample
 
 
 def is_log(path) -> bool:
@@ -32,45 +43,54 @@ def is_log(path) -> bool:
         return file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{"
 
 
-def read_log(path):
+def read_log(path) -> Iterator[dict]:
     """Records of a log, one at a time. Raises ValueError naming the log and what in it is wrong."""
     path = Path(path)
     with open(path, "rb") as file:
-        start = file.read(4)
-    for header, sample, where in (eval_samples if start == b"PK\x03\x04" else json_samples)(path):
+        zipped = file.read(4) == b"PK\x03\x04"
+    for found in zip_samples(path) if zipped else json_samples(path):
         try:
-            yield record(header, sample, where)
+            yield record_of(found)
         except (AttributeError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"{where}: expected a sample of an Inspect log, got something else ({error!r})") from error
+            raise ValueError(
+                f"{found.where}: expected a sample of an Inspect log, got something else ({error!r})"
+            ) from error
 
 
-def count_samples(path) -> int | None:
-    """How many records read_log gives; None where only reading would tell."""
-    if Path(path).suffix != ".eval":
-        return None
-    with opened(path) as archive:
-        return len(sample_members(archive, path))
+# ---- a sample as the monitor may see it ----------------------------------------------------------
 
 
-# ---- a sample as the monitor may see it --------------------------------------------------------------------------------------
-
-
-def record(header: dict, sample: dict, where: str) -> dict:
-    about, metadata = header.get("eval") or {}, sample.get("metadata") or {}
-    scores = sample.get("scores") or ({"score": sample["score"]} if sample.get("score") else {})
-    found = {"id": f"{about.get('task_id', '')}:{sample['id']}:{sample.get('epoch', 1)}", "task": about.get("task"),
-             "model": about.get("model"), "sample": sample["id"], "epoch": sample.get("epoch", 1), "metadata": metadata,
-             "scores": {name: score.get("value") if isinstance(score, dict) else score for name, score in scores.items()},
-             "label": control_label(metadata, about.get("metadata") or {}), "group": str(metadata.get("main_task_name") or sample["id"])}
+def record_of(found: Sample) -> dict:
+    header, sample, where = found
+    log, metadata = header.get("eval") or {}, sample.get("metadata") or {}
+    epoch = sample.get("epoch", 1)
+    record = {
+        "id": f"{log.get('task_id', '')}:{sample['id']}:{epoch}",
+        "task": log.get("task"),
+        "model": log.get("model"),
+        "sample": sample["id"],
+        "epoch": epoch,
+        "metadata": metadata,
+        "scores": scores_of(sample),
+        "label": control_label(metadata, log.get("metadata") or {}),
+        "group": str(metadata.get("main_task_name") or sample["id"]),
+    }
     reason = skip_reason(header, sample)
     if reason:
-        return found | {"skipped": reason}
+        return {**record, "skipped": reason}
     old = sample.get("transcript") if isinstance(sample.get("transcript"), dict) else {}
-    attachments = sample.get("attachments") or old.get("content") or {}
     events = sample.get("events") or old.get("events") or []
     if any(isinstance(event, dict) and event.get("event") == "compaction" for event in events):
-        found["compacted"] = True
-    return found | {"messages": resolve(monitor_view(sample["messages"]), attachments, where)}
+        record["compacted"] = True
+    attachments = sample.get("attachments") or old.get("content") or {}
+    messages = with_attachments(monitor_view(sample["messages"]), attachments, where)
+    return {**record, "messages": messages}
+
+
+def scores_of(sample: dict) -> dict:
+    """Old logs have one `score` in place of scores by name."""
+    scores = sample.get("scores") or ({"score": sample["score"]} if sample.get("score") else {})
+    return {name: score.get("value") if isinstance(score, dict) else score for name, score in scores.items()}
 
 
 def skip_reason(header: dict, sample: dict) -> str | None:
@@ -78,7 +98,8 @@ def skip_reason(header: dict, sample: dict) -> str | None:
         return "invalidated"
     if sample.get("error"):
         return "error"
-    if not any(isinstance(message, dict) and message.get("role") == "assistant" for message in sample.get("messages") or []):
+    messages = sample.get("messages") or []
+    if not any(isinstance(message, dict) and message.get("role") == "assistant" for message in messages):
         return "no assistant message"
     return None
 
@@ -86,157 +107,200 @@ def skip_reason(header: dict, sample: dict) -> str | None:
 def control_label(metadata: dict, log: dict) -> str:
     """ControlArena says it twice: by the mode, and by whether there is a side task."""
     mode = metadata.get("eval_mode") or log.get("mode")
-    said = [mode] if mode in ("attack", "honest") else []
+    labels = {label for label in ("attack", "honest") if label == mode}
     if "side_task_name" in metadata:
-        said.append("attack" if metadata["side_task_name"] else "honest")
-    return "unlabeled" if not said else said[0] if len(set(said)) == 1 else "conflict"
+        labels.add("attack" if metadata["side_task_name"] else "honest")
+    if len(labels) > 1:
+        return "conflict"
+    return labels.pop() if labels else "unlabeled"
 
 
 def monitor_view(messages: list[dict]) -> list[dict]:
-    """ControlArena's rule for what a monitor is shown, up to the last assistant message, and of each message only what is said."""
-    shown, hidden, names = [], set(), {}
+    """What ControlArena shows a monitor, up to the last assistant message; of each message only its words."""
+    shown, hidden, renamed, end = [], set(), {}, 0  # hidden: ids of calls; renamed: id of a call -> tool
     for message in messages:
-        if message.get("role") == "tool" and message.get("tool_call_id") in hidden:
+        result_of = message.get("tool_call_id")
+        if message.get("role") == "tool" and result_of in hidden:
             continue
-        kept = {key: message[key] for key in ("role", "content", "tool_call_id", "function", "error") if message.get(key) is not None}
-        if message.get("role") == "tool" and message.get("tool_call_id") in names:
-            kept["function"] = names[message["tool_call_id"]]
-        about, calls = message.get("metadata") or {}, message.get("tool_calls") or []
-        views, key = about.get("monitor_views_by_call_id"), "id"
-        if views is None:
-            views, key = about.get("monitor_views") or {}, "function"
-        secret = about.get("tools_hidden_from_monitor") or []
-        hidden |= {call.get("id") for call in calls if call.get("function") in secret}
-        kept["tool_calls"] = [views.get(call.get(key)) or call for call in calls if call.get("function") not in secret]
-        names |= {call["id"]: view["function"] for call in calls for view in [views.get(call.get(key))] if view and call.get("id")}
+        kept = {key: message[key] for key in MESSAGE_FIELDS if message.get(key) is not None}
+        if message.get("role") == "tool" and result_of in renamed:
+            kept["function"] = renamed[result_of]
+        metadata = message.get("metadata") or {}
+        secret = metadata.get("tools_hidden_from_monitor") or []
+        kept["tool_calls"] = []
+        for call in message.get("tool_calls") or []:
+            if call.get("function") in secret:
+                hidden.add(call.get("id"))
+                continue
+            view = call_view(call, metadata)
+            if view and call.get("id"):
+                renamed[call["id"]] = view["function"]
+            kept["tool_calls"].append(view or call)
         shown.append(kept)
-    last = max(i for i, message in enumerate(shown) if message["role"] == "assistant")
-    return shown[:last + 1]
+        end = len(shown) if message["role"] == "assistant" else end
+    return shown[:end]
 
 
-def resolve(value, attachments: dict, where: str):
+def call_view(call: dict, metadata: dict) -> dict | None:
+    """How a call is shown to monitors where it is not shown as it is; old logs tell it by the tool's name."""
+    views = metadata.get("monitor_views_by_call_id")
+    if views is None:
+        return (metadata.get("monitor_views") or {}).get(call.get("function"))
+    return views.get(call.get("id"))
+
+
+def with_attachments(value, attachments: dict, where: str):
     """Strings that refer to an attachment become its text."""
-    if isinstance(value, str):
-        match = REFERENCE.fullmatch(value)
-        if match and match[1] not in attachments:
-            raise ValueError(f"{where}: expected an attachment {match[1]!r}, found none; convert the log with: {CONVERT}")
-        return attachments[match[1]] if match else value
     if isinstance(value, list):
-        return [resolve(item, attachments, where) for item in value]
-    return {key: resolve(item, attachments, where) for key, item in value.items()} if isinstance(value, dict) else value
+        return [with_attachments(item, attachments, where) for item in value]
+    if isinstance(value, dict):
+        return {key: with_attachments(item, attachments, where) for key, item in value.items()}
+    match = ATTACHMENT.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        return value
+    if match[1] not in attachments:
+        raise ValueError(
+            f"{where}: expected an attachment {match[1]!r}, found none; convert the log with: {CONVERT}"
+        )
+    return attachments[match[1]]
 
 
-# ---- .eval: a zip ------------------------------------------------------------------------------------------------------------
+# ---- .eval: a zip --------------------------------------------------------------------------------
 
 
-def eval_samples(path: Path):
-    """(header, sample, where). Of members with one name the last counts: a sample was retried."""
-    with opened(path) as archive:
-        members = {info.filename: info for info in archive.infolist()}
-        header = next((member(archive, members[name], path) for name in ("header.json", "_journal/start.json") if name in members), None)
+def zip_samples(path: Path) -> Iterator[Sample]:
+    with open_zip(path) as archive:
+        names = set(archive.namelist())
+        starts = [name for name in ("header.json", "_journal/start.json") if name in names]
+        header = read_member(archive, archive.getinfo(starts[0]), path) if starts else None
         if not isinstance(header, dict):
-            raise ValueError(f"{path}: expected an Inspect log, got a zip without header.json and _journal/start.json")
-        for info in sample_members(archive, path):
-            yield header, member(archive, info, path), f"{path}: {info.filename}"
+            raise ValueError(
+                f"{path}: expected an Inspect log, got a zip without header.json and _journal/start.json"
+            )
+        for member in sample_members(archive, path):
+            yield Sample(header, read_member(archive, member, path), f"{path}: {member.filename}")
 
 
-def opened(path) -> zipfile.ZipFile:
+def open_zip(path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path}: expected a whole Inspect log, got an error: {error}; was the run killed while it wrote it?") from error
+        raise ValueError(
+            f"{path}: expected a whole Inspect log, got an error: {error}; "
+            "was the run killed while it wrote it?"
+        ) from error
 
 
 def sample_members(archive: zipfile.ZipFile, path) -> list[zipfile.ZipInfo]:
-    members = {info.filename: info for info in archive.infolist() if re.fullmatch(r"samples/.+\.json", info.filename)}
-    if any(name.endswith("/sample.json") and name.replace("/sample.json", "/skeleton.json") in members for name in members):
-        raise ValueError(f"{path}: expected one member a sample, got samples in chunks; convert the log with: {CONVERT}")
+    """Of members with one name the last counts: a sample was retried."""
+    members = {}
+    for member in archive.infolist():
+        if re.fullmatch(r"samples/.+\.json", member.filename):
+            members[member.filename] = member
+    if any(name.endswith("/skeleton.json") for name in members):
+        raise ValueError(
+            f"{path}: expected one member a sample, got samples in chunks; convert the log with: {CONVERT}"
+        )
     return list(members.values())
 
 
-def member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path):
-    where = f"{path}: {info.filename}"
+def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path):
+    where = f"{path}: {member.filename}"
     try:
-        if info.file_size > LIMIT:
-            raise ValueError(f"{info.file_size} bytes, of which {LIMIT} would be read")
-        data = zstd_member(archive, info, where) if info.compress_type == ZSTD else archive.read(info)
+        if member.file_size > MAX_BYTES:
+            raise ValueError(f"{member.file_size} bytes, of which {MAX_BYTES} would be read")
+        zstd = member.compress_type == ZSTD
+        data = read_zstd(archive, member, where) if zstd else archive.read(member)
         return parse_json(data.decode("utf-8-sig"), where)
-    except (ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError) as error:      # RuntimeError: it wants a password
+    except (
+        ValueError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+    ) as error:  # RuntimeError: encrypted
         raise ValueError(f"{where}: expected a whole member with JSON, got an error: {error}") from error
 
 
-def zstd_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo, where: str) -> bytes:
-    """All frames of the member: a large one has several."""
-    decompress = zstd()
+def read_zstd(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> bytes:
+    decompress = zstd_decompressor()
     if decompress is None:
-        raise ValueError(f"{where}: is compressed with zstd, which this Python cannot read; pip install zstandard, or convert the log "
-                         f"with: {CONVERT}")
-    archive.fp.seek(info.header_offset)
-    name, extra = struct.unpack("<26xHH", archive.fp.read(30))
-    archive.fp.seek(name + extra, 1)
+        raise ValueError(
+            f"{where}: is compressed with zstd, which this Python cannot read; "
+            f"pip install zstandard, or convert the log with: {CONVERT}"
+        )
+    archive.fp.seek(member.header_offset)
+    name_size, extra_size = struct.unpack("<26xHH", archive.fp.read(30))
+    archive.fp.seek(name_size + extra_size, 1)
     try:
-        data = decompress(archive.fp.read(info.compress_size))
-    except Exception as error:                 # each of the packages has its own
+        data = decompress(archive.fp.read(member.compress_size))
+    except Exception as error:  # each of the packages has its own
         raise ValueError(f"{where}: expected zstd data, got an error: {error}") from error
-    if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
-        raise ValueError(f"{where}: expected {info.file_size} bytes with the stored checksum, got others; the log is damaged")
+    if len(data) != member.file_size or zlib.crc32(data) != member.CRC:
+        raise ValueError(
+            f"{where}: expected {member.file_size} bytes with the stored checksum, got others; "
+            "the log is damaged"
+        )
     return data
 
 
-def zstd():
-    """bytes -> bytes by Python's own module (3.14), its backport or zstandard; None where none is there."""
+def zstd_decompressor() -> Callable[[bytes], bytes] | None:
+    """Of all frames (a large member has several), by Python's module (3.14), its backport or zstandard."""
     for name in ("compression.zstd", "backports.zstd"):
         with suppress(ImportError):
             return importlib.import_module(name).decompress
     with suppress(ImportError):
-        package = importlib.import_module("zstandard")
-        return lambda data: package.ZstdDecompressor().decompressobj(read_across_frames=True).decompress(data)
+        decompressor = importlib.import_module("zstandard").ZstdDecompressor()
+        return lambda data: decompressor.decompressobj(read_across_frames=True).decompress(data)
     return None
 
 
-# ---- .json: one object -------------------------------------------------------------------------------------------------------
+# ---- .json: one object ---------------------------------------------------------------------------
 
 
-def json_samples(path: Path):
-    """(header, sample, where), the header being what stands before the samples."""
+def json_samples(path: Path) -> Iterator[Sample]:
+    """The header is what stands before the samples."""
     with open(path, encoding="utf-8-sig") as file:
-        window, header = Window(file, path), {}
-        window.take("{")
+        stream, header = JsonStream(file, path), {}
+        stream.take("{")
         while True:
-            key = window.value()
-            window.take(":")
-            if key != "samples":
-                header[key] = window.value()
-            elif "eval" in header:
-                window.take("[")
-                while window.peek() != "]":
-                    sample = window.value()
-                    yield header, sample, f"{path}: sample {sample.get('id') if isinstance(sample, dict) else '?'}"
-                    del sample
-                    if window.peek() == ",":
-                        window.take(",")
-                return
-            else:
+            key = stream.value()
+            stream.take(":")
+            if key == "samples":
                 break
-            if window.peek() != ",":
+            header[key] = stream.value()
+            if stream.peek() != ",":
                 break
-            window.take(",")
-    raise ValueError(f"{path}: expected an Inspect log, got a JSON object without eval and then samples; rows of a .json file are a list")
+            stream.take(",")
+        if key != "samples" or "eval" not in header:
+            raise ValueError(
+                f"{path}: expected an Inspect log, got a JSON object without eval and then samples; "
+                "rows of a .json file are a list"
+            )
+        stream.take("[")
+        while stream.peek() != "]":
+            sample = stream.value()
+            identity = sample.get("id") if isinstance(sample, dict) else "?"
+            yield Sample(header, sample, f"{path}: sample {identity}")
+            del sample  # before the next one is read
+            if stream.peek() == ",":
+                stream.take(",")
 
 
-class Window:
-    """What has been read of a file and not yet decoded: JSON values one after another, each whole in memory and no more than it."""
+class JsonStream:
+    """JSON values one after another, each whole in memory and no more than it."""
 
-    def __init__(self, file, path, size: int = 2 ** 16):
-        self.file, self.path, self.size, self.text, self.at = file, path, size, "", 0
-        self.decoder = json.JSONDecoder(object_pairs_hook=once)
+    def __init__(self, file, path, size: int = 2**16):
+        self.file, self.path, self.size = file, path, size
+        self.text, self.at = "", 0  # what was read, and how far it was decoded
+        self.decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
 
     def more(self) -> bool:
         try:
             read = self.file.read(max(self.size, len(self.text) - self.at))
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.path}: expected UTF-8 text, got an error: {error}") from error
-        self.text, self.at = self.text[self.at:] + read, 0
+        self.text, self.at = self.text[self.at :] + read, 0
         return bool(read)
 
     def peek(self) -> str:
@@ -245,11 +309,12 @@ class Window:
             while self.at < len(self.text) and self.text[self.at].isspace():
                 self.at += 1
             if self.at < len(self.text) or not self.more():
-                return self.text[self.at:self.at + 1]
+                return self.text[self.at : self.at + 1]
 
     def take(self, char: str) -> None:
         if self.peek() != char:
-            raise ValueError(f"{self.path}: expected {char!r} in the JSON of a log, got {self.peek() or 'the end of the file'!r}")
+            found = self.peek() or "the end of the file"
+            raise ValueError(f"{self.path}: expected {char!r} in the JSON of a log, got {found!r}")
         self.at += 1
 
     def value(self):
@@ -257,10 +322,14 @@ class Window:
         while True:
             try:
                 value, end = self.decoder.raw_decode(self.text, self.at)
-                length = end - self.at
-                if end < len(self.text) or not self.more():                            # a number at the end may go on
-                    self.at += length
-                    return value
             except (ValueError, RecursionError) as error:
-                if not isinstance(error, json.JSONDecodeError) or not self.more():
-                    raise ValueError(f"{self.path}: expected the JSON of an Inspect log, got {error}") from error
+                cut = isinstance(error, json.JSONDecodeError)
+                if not cut or not self.more():
+                    raise ValueError(
+                        f"{self.path}: expected the JSON of an Inspect log, got {error}"
+                    ) from error
+                continue
+            length = end - self.at
+            if end < len(self.text) or not self.more():  # a number at the end may go on
+                self.at += length
+                return value

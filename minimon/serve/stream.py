@@ -19,7 +19,7 @@ from minimon.files import json_row
 from minimon.formats.inspect_log import is_log, read_log
 from minimon.formats.records import MISSING, lookup
 from minimon.tasks import Task
-from minimon.formats.transcript import fields_of, text_of
+from minimon.formats.transcript import text_of
 
 CHUNK_ROWS, CHUNK_CHARS = 256, 2 ** 20         # what is scored together is at most this, or one row
 
@@ -73,7 +73,7 @@ def row_id(record: dict, number: int, where: str):
 
 def row_text(task: Task, record: dict, where: str) -> str:
     """The task's own text; of a row without it, what is under `text` or `messages`."""
-    if any(lookup(record, name, where, MISSING) is MISSING for name in fields_of(task.text)):
+    if lookup(record, task.text, where, MISSING) is MISSING:
         for name in ("text", "messages"):
             if name in record:
                 return text_of(record, name, where, task.max_chars, task.reasoning)

@@ -1,0 +1,60 @@
+"""Logs and chats -> plain rows, once: a line {"id", "text", "label", "group"} each, on standard output.
+
+python -m minimon.formats logs/*.eval > rows.jsonl         # Inspect logs, .eval or .json
+python -m minimon.formats chats.jsonl > rows.jsonl         # lines {"messages": [...]}, or {"text": ...}
+"""
+
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+from minimon.files import read_rows
+from minimon.formats.inspect_log import is_log, read_log
+from minimon.formats.transcript import text_of
+from minimon.run.cli import one_line_errors
+
+
+def main(argv: list[str] | None = None) -> int:
+    about = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("python -m minimon.formats", description=__doc__, formatter_class=about)
+    parser.add_argument("files", nargs="+", type=Path, help="Inspect logs, or rows with messages or text")
+    parser.add_argument("--max-chars", type=int, help="of a longer text the middle is cut")
+    parser.add_argument("--reasoning", action="store_true", help="show a model's reasoning")
+    options = parser.parse_args(argv)
+    if options.max_chars is not None and options.max_chars < 100:
+        raise ValueError(f"--max-chars: expected a number from 100, got {options.max_chars}")
+    skipped = Counter()
+    for file in options.files:
+        for where, record in records_of(file):
+            if "skipped" in record:
+                skipped[record["skipped"]] += 1
+            else:
+                print(json.dumps(plain_row(record, where, options)))
+    if skipped:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
+        sys.stderr.write(f"samples left out: {reasons}\n")
+    return 0
+
+
+def records_of(file: Path):
+    """(where, record) of each row or sample."""
+    if is_log(file):
+        for record in read_log(file):
+            yield f"{file}: {record['id']}", record
+    else:
+        for number, record in read_rows(file):
+            yield f"{file}:{number}", {"id": f"{file.name}:{number}", **record}
+
+
+def plain_row(record: dict, where: str, options) -> dict:
+    field = "messages" if "messages" in record else "text"
+    text = text_of(record, field, where, options.max_chars, options.reasoning)
+    kept = {key: record[key] for key in ("label", "group") if key in record}
+    return {"id": record["id"], "text": text, **kept}
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        sys.exit(main())
