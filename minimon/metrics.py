@@ -1,6 +1,8 @@
-"""Numbers only: AUROC, TPR at a low FPR, Brier, ECE, paired bootstrap intervals, and the generalization verdict.
+"""Numbers only: AUROC, TPR at a low FPR, Brier, ECE, paired bootstrap intervals, the verdict.
 
-n rows, N labels, D bootstrap draws. The positive label is index 0; with more than two labels it stands against the rest.
+n rows, N labels, T tasks, D bootstrap draws. The positive label is index 0; with more than two labels it is
+against the rest. What is ranked or compared with a threshold is a log-odds, log P - log(1 - P): in fp32 P is
+1.0 from a log-odds of 17 on, and ties cannot be ranked. Brier, ECE and what people read are of P.
 """
 
 import math
@@ -9,36 +11,66 @@ from dataclasses import dataclass, field
 import numpy as np
 
 DRAWS = 2000
-FEWEST_NEGATIVES = 100                         # for a TPR at 1% FPR: with fewer, one negative is more than 1%
+FPR_OF = {"tpr_at_1pct_fpr": 0.01, "tpr_at_5pct_fpr": 0.05}
+METRICS = ("performance", "auroc", *FPR_OF, "brier", "ece")
+WITH_INTERVAL = ("performance", "auroc")
 
 
 @dataclass(frozen=True)
 class Scores:
-    """One task's rows, scored by base and adapter."""
+    """One task's rows, scored by base and adapter: (n, N) log-odds of each label against the rest.
+
+    Raises ValueError naming the task for what is not finite, or where P over the labels does not sum to 1."""
 
     task: str
     domain: str
-    labels: np.ndarray                         # (n,) label indices
-    clusters: np.ndarray                       # (n,) of str objects: rows of the same text are one cluster
-    base: np.ndarray                           # (n, N) P(label)
-    adapter: np.ndarray                        # (n, N)
-    shares: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)     # base | adapter -> name -> (n,): means are reported
-    references: dict[str, np.ndarray] = field(default_factory=dict)            # what base and adapter stand between -> (n, N)
-    left_out: np.ndarray | None = None         # (n,) tokens of each text that were cut to fit
+    labels: np.ndarray  # (n,) label indices
+    clusters: np.ndarray  # (n,) of str objects: rows of the same text are one cluster
+    base: np.ndarray  # (n, N) log-odds
+    adapter: np.ndarray  # (n, N)
+    shares: dict = field(default_factory=dict)  # base | adapter -> name -> (n,), reported as means
+    references: dict = field(default_factory=dict)  # name -> (n, N): what the two are compared with
+    left_out: np.ndarray | None = None  # (n,) tokens of each text that were cut to fit
+    criterion: str = ""  # the evidence of tasks of one criterion is not independent
 
     def __post_init__(self):
-        for P in (self.base, self.adapter, *self.references.values()):
-            ok = P.dtype.kind == "f" and P.ndim == 2 and len(P) == len(self.labels) == len(self.clusters)
-            if not ok or not ((P >= 0) & (P <= 1 + 1e-5)).all() or not ((self.labels >= 0) & (self.labels < P.shape[1])).all():
-                raise ValueError(f"task {self.task!r}: expected P of each label in [0, 1] for every row, got something else; are the "
-                                 "model's outputs finite?")
+        for which in ("base", "adapter", *self.references):
+            if not self.valid(self.of(which)):
+                raise ValueError(
+                    f"task {self.task!r}: expected finite log-odds of each label for every row, their P "
+                    f"summing to 1, got others ({which}); are the model's outputs finite, and no P?"
+                )
+
+    def valid(self, log_odds):
+        rows = len(self.labels)
+        if log_odds.dtype.kind != "f" or log_odds.ndim != 2:
+            return False
+        if len(log_odds) != rows or len(self.clusters) != rows:
+            return False
+        if (
+            not ((self.labels >= 0) & (self.labels < log_odds.shape[1])).all()
+            or not np.isfinite(log_odds).all()
+        ):
+            return False
+        return np.allclose(sigmoid(log_odds).sum(axis=1), 1, atol=1e-3)
 
     @property
-    def positives(self) -> np.ndarray:
-        return self.labels == 0                # (n,) bool
+    def positives(self):
+        return self.labels == 0  # (n,) bool
 
-    def of(self, which: str) -> np.ndarray:
-        return self.references[which] if which in self.references else getattr(self, which)
+    def of(self, which: str):
+        """(n, N) log-odds under `base`, `adapter` or a reference."""
+        if which in self.references:
+            return self.references[which]
+        return getattr(self, which)
+
+    def P(self, which: str):
+        """(n, N) in fp64."""
+        return sigmoid(self.of(which))
+
+
+def sigmoid(log_odds):
+    return np.exp(-np.logaddexp(0.0, -log_odds.astype(float)))
 
 
 def inter_task_generalization(performances, epsilon: float) -> tuple[float, bool]:
@@ -57,14 +89,16 @@ def inter_task_generalization(performances, epsilon: float) -> tuple[float, bool
     return mean, mean > epsilon
 
 
-def performance(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(n, N), (n,) -> (n,): 1 where the label with the largest P is the gold one, else 0. A tie at the top is no answer: 0."""
-    top = probabilities.max(axis=1, keepdims=True)
-    return ((probabilities.argmax(axis=1) == labels) & ((probabilities == top).sum(axis=1) == 1)).astype(float)
+def performance(log_odds, labels):
+    """(n, N), (n,) -> (n,): 1 where the likeliest label is the gold one. A tie at the top is no answer: 0."""
+    top = log_odds.max(axis=1, keepdims=True)
+    untied = (log_odds == top).sum(axis=1) == 1
+    right = log_odds.argmax(axis=1) == labels
+    return (right & untied).astype(float)
 
 
-def auroc(scores: np.ndarray, positives: np.ndarray) -> float | None:
-    """P(a positive scores above a negative), ties half (Hanley and McNeil, 1982). None with one class alone."""
+def auroc(scores, positives):
+    """P(a positive scores above a negative), ties half (Hanley and McNeil, 1982). None with one class."""
     if positives.all() or not positives.any():
         return None
     return float(compare(scores, positives).mean())
@@ -76,125 +110,251 @@ def compare(scores, positives):
     return (p > n) + 0.5 * (p == n)
 
 
-def tpr_at_fpr(scores: np.ndarray, positives: np.ndarray, fpr: float = 0.01) -> float | None:
+def tpr_at_fpr(scores, positives, fpr: float = 0.01):
     """Share of positives above the lowest threshold that at most `fpr` of the negatives exceed.
 
-    None with fewer than FEWEST_NEGATIVES negatives, or no positive."""
+    None with fewer than 1 / fpr negatives, where one alone is more than `fpr`, or without a positive."""
     negatives = np.sort(scores[~positives])[::-1]
-    if len(negatives) < FEWEST_NEGATIVES or not positives.any():
+    if len(negatives) < fewest_negatives(fpr) or not positives.any():
         return None
-    return float((scores[positives] > negatives[int(fpr * len(negatives) + 1e-9)]).mean())
+    threshold = negatives[int(fpr * len(negatives) + 1e-9)]
+    return float((scores[positives] > threshold).mean())
 
 
-def brier(p: np.ndarray, positives: np.ndarray) -> float:
+def fewest_negatives(fpr: float) -> int:
+    return math.ceil(1 / fpr - 1e-9)
+
+
+def brier(p, positives) -> float:
     """mean (P(positive) - y)^2 (Brier, 1950)."""
     return float(np.mean((p - positives) ** 2))
 
 
-def ece(p: np.ndarray, positives: np.ndarray, bins: int = 15) -> float:
-    """Sum over equal-width bins of P(positive): share of rows times |mean P - share of positives| (Naeini et al., 2015)."""
-    which = np.minimum((p * bins).astype(int), bins - 1)
-    rows, mass, hits = (np.bincount(which, w, bins) for w in (np.ones_like(p), p, positives.astype(float)))
+def ece(p, positives, bins: int = 15) -> float:
+    """Sum over equal-width bins of P(positive) of the share of rows times |mean P - share of positives|
+    (Naeini et al., 2015)."""
+    rows, mass, hits = binned(p, positives, bins)
     return float(np.abs(mass - hits).sum() / rows.sum())
 
 
-def ranks(scores: np.ndarray) -> np.ndarray:
+def binned(p, positives, bins):
+    """(bins,) rows, sum of P and positives in equal-width bins of P."""
+    which = np.minimum((p * bins).astype(int), bins - 1)
+    weights = (np.ones_like(p), p, positives.astype(float))
+    return [np.bincount(which, weight, bins) for weight in weights]
+
+
+def ranks(scores):
     """Ranks in (0, 1), ties averaged: what makes scores of several tasks comparable."""
     ordered = np.sort(scores)
-    return (np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")) / (2 * len(scores))
+    below = np.searchsorted(ordered, scores, "left")
+    not_above = np.searchsorted(ordered, scores, "right")
+    return (below + not_above) / (2 * len(scores))
+
+
+def pooled(tasks: list[Scores], which: str):
+    """(n,) ranks within each task and (n,) whether positive, over the rows of all tasks."""
+    scores = [ranks(task.of(which)[:, 0]) for task in tasks]
+    positives = [task.positives for task in tasks]
+    return np.concatenate(scores), np.concatenate(positives)
 
 
 def measures(scores: Scores, which: str) -> dict:
-    """The metrics of one task under `base` or `adapter`; "undefined" says why one is None, or is what it is by convention."""
-    p, positives, why = scores.of(which)[:, 0].astype(float), scores.positives, undefined(scores, which)
-    if not len(p):
-        return {"performance": None, "auroc": None, "tpr_at_1pct_fpr": None, "brier": None, "ece": None, "undefined": why}
-    return {"performance": float(performance(scores.of(which), scores.labels).mean()), "auroc": auroc(p, positives),
-            "tpr_at_1pct_fpr": tpr_at_fpr(p, positives), "brier": brier(p, positives), "ece": ece(p, positives),
-            **{name: float(values.mean()) for name, values in scores.shares.get(which, {}).items()}, **({"undefined": why} if why else {})}
+    """METRICS of one task under base or adapter; "undefined" says why one is None, or a convention."""
+    why = undefined(scores, which)
+    found = dict.fromkeys(METRICS)
+    if len(scores.labels):
+        log_odds, positives = scores.of(which), scores.positives
+        p = scores.P(which)[:, 0]
+        found["performance"] = float(performance(log_odds, scores.labels).mean())
+        found["auroc"] = auroc(log_odds[:, 0], positives)
+        for key, fpr in FPR_OF.items():
+            found[key] = tpr_at_fpr(log_odds[:, 0], positives, fpr)
+        found["brier"] = brier(p, positives)
+        found["ece"] = ece(p, positives)
+        for name, values in scores.shares.get(which, {}).items():
+            found[name] = float(values.mean())
+    if why:
+        found["undefined"] = why
+    return found
 
 
 def undefined(scores: Scores, which: str) -> dict[str, str]:
     """Metric -> why there is no number, or one that only a convention gives."""
-    P, positives, why = scores.of(which), int(scores.positives.sum()), {}
-    negatives, ties = len(P) - positives, int(((P == P.max(axis=1, keepdims=True)).sum(axis=1) > 1).sum())
-    if not len(P):
-        return {key: "no rows" for key in ("performance", "auroc", "tpr_at_1pct_fpr", "brier", "ece")}
+    log_odds = scores.of(which)
+    if not len(log_odds):
+        return dict.fromkeys(METRICS, "no rows")
+    positives = int(scores.positives.sum())
+    negatives = len(log_odds) - positives
+    top = log_odds == log_odds.max(axis=1, keepdims=True)
+    ties = (top.sum(axis=1) > 1).sum()
+    why = {}
     if ties:
         why["performance"] = f"{ties} rows with a tie at the top, which counts as wrong"
     if not positives or not negatives:
         why["auroc"] = f"no {'negative' if positives else 'positive'} rows"
-    elif (P[:, 0] == P[0, 0]).all():
+    elif (log_odds[:, 0] == log_odds[0, 0]).all():
         why["auroc"] = "all scores are equal, and a tie counts half"
-    if not positives or negatives < FEWEST_NEGATIVES:
-        why["tpr_at_1pct_fpr"] = f"{positives} positives and {negatives} negatives; 1 and {FEWEST_NEGATIVES} are needed"
+    for key, fpr in FPR_OF.items():
+        needed = fewest_negatives(fpr)
+        if not positives or negatives < needed:
+            why[key] = f"{positives} positives and {negatives} negatives; 1 and {needed} are needed"
     return why
 
 
 def mean_measures(tasks: list[Scores], which: str) -> dict:
-    """Means over pairs (performance) and over tasks (the rest); the TPR pools rows after ranking within each task."""
+    """Means over pairs (performance) and over tasks (the rest); a TPR pools rows, ranked in their task."""
     tasks = [task for task in tasks if len(task.labels)] or tasks[:1]
     each = [measures(task, which) for task in tasks]
-    pooled = np.concatenate([ranks(task.of(which)[:, 0]) for task in tasks])
-    positives = np.concatenate([task.positives for task in tasks])
-    pairs = np.concatenate([performance(task.of(which), task.labels) for task in tasks])
-
-    def mean(key):
+    scores, positives = pooled(tasks, which)
+    found = {}
+    for key in each[0]:
         values = [measure[key] for measure in each if measure[key] is not None]
-        return float(np.mean(values)) if values else None
-
+        if key == "performance":
+            values = np.concatenate([performance(task.of(which), task.labels) for task in tasks])
+        if key in FPR_OF:
+            found[key] = tpr_at_fpr(scores, positives, FPR_OF[key])
+        elif key != "undefined":
+            found[key] = float(np.mean(values)) if len(values) else None
     without = sum(measure["auroc"] is None for measure in each)
-    why = {"auroc": f"{without} of {len(each)} tasks have none and are left out"} if without else {}
-    return {"performance": float(pairs.mean()) if len(pairs) else None, "auroc": mean("auroc"),
-            "tpr_at_1pct_fpr": tpr_at_fpr(pooled, positives),
-            **{key: mean(key) for key in each[0] if key not in ("performance", "auroc", "tpr_at_1pct_fpr", "undefined")},
-            **({"undefined": why} if why else {})}
+    if without:
+        found["undefined"] = {"auroc": f"{without} of {len(each)} tasks have none and are left out"}
+    return found
+
+
+def chance(tasks: list[Scores]):
+    """Performance of always giving each task's commonest label, mean over pairs; None without any."""
+    pairs = sum(len(task.labels) for task in tasks)
+    commonest = sum(np.bincount(task.labels, minlength=1).max() for task in tasks)
+    return float(commonest / pairs) if pairs else None
+
+
+def old_question_share(scores: Scores, trained: dict[str, int], which="adapter") -> tuple[float | None, int]:
+    """Under a changed prompt: the share of pairs that get the *trained* question's label, and how many count.
+
+    trained: text -> label index under the trained prompt. The pairs that count have one, and there the two
+    questions differ; 1/2 is chance for a model that follows neither. (None, 0) without such a pair."""
+    old = np.array([trained.get(text, -1) for text in scores.clusters], dtype=int)
+    differ = (old >= 0) & (old != scores.labels)
+    if not differ.any():
+        return None, 0
+    answered = performance(scores.of(which)[differ], old[differ])
+    return float(answered.mean()), len(answered)
+
+
+# ---- intervals
+
+
+@dataclass(frozen=True)
+class Interval:
+    """95% bounds [low, high] of one number, None where there are none."""
+
+    transcripts: list[float] | None  # how sure it is of these tasks
+    tasks: list[float] | None  # how sure it is of tasks like these
+
+    @property
+    def headline(self):
+        """The wider of the two."""
+        if self.transcripts is None or self.tasks is None:
+            return self.transcripts or self.tasks
+        return max(self.transcripts, self.tasks, key=lambda bounds: bounds[1] - bounds[0])
 
 
 def intervals(tasks: list[Scores], seed: int = 0) -> dict:
-    """95% percentile bootstrap over transcripts: {"performance" | "auroc": {"base" | "adapter" | "uplift": [lo, hi] or None}}.
-
-    Rows of one transcript are drawn together, whatever the prompt, and base and adapter on the same draws."""
-    if not any(len(task.labels) for task in tasks):
-        return {key: dict.fromkeys(("base", "adapter", "uplift")) for key in ("performance", "auroc")}
+    """{"performance" | "auroc": {"base" | "adapter" | "uplift": Interval}}: percentiles of `bootstrap`."""
     drawn = bootstrap(tasks, seed)
-    return {key: {**{which: percentiles(values) for which, values in sides.items()},
-                  "uplift": percentiles(sides["adapter"] - sides["base"])} for key, sides in drawn.items()}
+    found = {}
+    for key in WITH_INTERVAL:
+        found[key] = {}
+        for which in ("base", "adapter", "uplift"):
+            over = {name: percentiles(draws[key][which]) for name, draws in drawn.items()}
+            found[key][which] = Interval(**over)
+    return found
 
 
 def bootstrap(tasks: list[Scores], seed: int = 0) -> dict:
-    """{"performance" | "auroc": {"base" | "adapter": (D,)}}: the mean under each draw of transcripts."""
-    names, where = np.unique(np.concatenate([task.clusters for task in tasks]), return_inverse=True)
-    draws = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), DRAWS)
-    weights = np.split(draws[:, where].astype(np.float32), np.cumsum([len(task.labels) for task in tasks])[:-1], axis=1)
-    return {key: {which: drawn(tasks, weights, which) for which in ("base", "adapter")}
-            for key, drawn in (("performance", drawn_performance), ("auroc", drawn_auroc))}
+    """{"transcripts" | "tasks": {"performance" | "auroc": {"base" | "adapter" | "uplift": (D,) means}}}.
+
+    Over transcripts, rows of one text are drawn together, whatever the prompt. Over tasks, tasks are drawn,
+    those of one criterion together, and rows within each. Base and adapter share the draws, and so
+    are other scores of the same rows with this seed. NaN where nothing can be drawn: one task, no rows."""
+    tasks = [task for task in tasks if len(task.labels)] or tasks[:1]
+    weights = draw_transcripts(tasks, seed)
+    units = task_units(tasks)
+    found = {"transcripts": {}, "tasks": {}}
+    for key, draw in (("performance", drawn_performance), ("auroc", drawn_auroc)):
+        for over in found.values():
+            over[key] = {}
+        for which in ("base", "adapter"):
+            parts = [draw(task, which, part) for task, part in zip(tasks, weights, strict=True)]
+            totals = np.stack(parts, axis=1)  # (2, T, D): of a mean, numerators and denominators
+            found["transcripts"][key][which] = ratio(totals)
+            found["tasks"][key][which] = ratio(draw_tasks(totals, units, seed))
+        for over in found.values():
+            over[key]["uplift"] = over[key]["adapter"] - over[key]["base"]
+    return found
 
 
-def drawn_performance(tasks, weights, which):
-    """(D,) means over pairs."""
-    right = sum(w @ performance(task.of(which), task.labels) for task, w in zip(tasks, weights))
-    return right / sum(w.sum(axis=1) for w in weights)
+def draw_transcripts(tasks, seed) -> list[np.ndarray]:
+    """T times (D, n): how often each row counts in each draw."""
+    clusters = np.concatenate([task.clusters for task in tasks])
+    names, cluster = np.unique(clusters, return_inverse=True)
+    if not len(names):
+        return [np.zeros((DRAWS, 0), np.float32) for _ in tasks]
+    evenly = np.full(len(names), 1 / len(names))
+    counts = np.random.default_rng(seed).multinomial(len(names), evenly, DRAWS)  # (D, clusters)
+    ends = np.cumsum([len(task.labels) for task in tasks])
+    return np.split(counts.astype(np.float32)[:, cluster], ends[:-1], axis=1)
 
 
-def drawn_auroc(tasks, weights, which):
-    """(D,) means over tasks; a task whose draw lost a class is left out of that draw."""
-    values = []
-    for task, w in zip(tasks, weights):
-        p, n = w[:, task.positives], w[:, ~task.positives]                              # (D, positives), (D, negatives)
-        wins = ((p @ compare(task.of(which)[:, 0], task.positives).astype(np.float32)) * n).sum(axis=1)
-        pairs = p.sum(axis=1) * n.sum(axis=1)
-        values.append(np.divide(wins, pairs, out=np.full(len(w), np.nan), where=pairs > 0))
-    there = ~np.isnan(values)
-    return np.divide(np.nansum(values, axis=0), there.sum(axis=0), out=np.full(DRAWS, np.nan), where=there.any(axis=0))
+def drawn_performance(task, which, weights):
+    """(D,) right answers, (D,) rows."""
+    right = weights @ performance(task.of(which), task.labels)
+    return right, weights.sum(axis=1, dtype=float)
 
 
-def percentiles(values: np.ndarray) -> list[float] | None:
+def drawn_auroc(task, which, weights):
+    """(D,) AUROC, (D,) one; zero and zero where the draw lost a class, which leaves the task out of it."""
+    positive = weights[:, task.positives]
+    negative = weights[:, ~task.positives]
+    above = compare(task.of(which)[:, 0], task.positives).astype(np.float32)
+    wins = ((positive @ above) * negative).sum(axis=1, dtype=float)
+    pairs = positive.sum(axis=1, dtype=float) * negative.sum(axis=1, dtype=float)
+    there = pairs > 0
+    values = np.divide(wins, pairs, out=np.zeros(len(pairs)), where=there)
+    return values, there.astype(float)
+
+
+def task_units(tasks):
+    """(T,) the unit that a task is drawn in: its criterion, or itself where it has none or all share one."""
+    seen = {}
+    names = [task.criterion or i for i, task in enumerate(tasks)]
+    units = np.array([seen.setdefault(name, len(seen)) for name in names])
+    return units if units.max() > 0 else np.arange(len(tasks))
+
+
+def draw_tasks(totals, units, seed) -> np.ndarray:
+    """(2, T, D) -> (2, U, D): as many units as there are, drawn, each with one of its own draws of rows."""
+    count = units.max() + 1
+    if count == 1:
+        return np.zeros((2, 1, DRAWS))
+    by_unit = np.zeros((2, count, DRAWS))
+    np.add.at(by_unit, (slice(None), units), totals)
+    rng = np.random.default_rng(seed)
+    unit = rng.integers(count, size=(count, DRAWS))
+    rows = rng.integers(DRAWS, size=(count, DRAWS))
+    return by_unit[:, unit, rows]
+
+
+def ratio(totals):
+    """(2, T, D) -> (D,)"""
+    above, below = totals.sum(axis=1)
+    return np.divide(above, below, out=np.full(DRAWS, np.nan), where=below > 0)
+
+
+def percentiles(values):
     values = values[~np.isnan(values)]
-    return [float(bound) for bound in np.percentile(values, [2.5, 97.5])] if len(values) else None
-
-
-def chance(tasks: list[Scores]) -> float | None:
-    """Performance of always giving each task's commonest label, mean over pairs; None without any."""
-    pairs = sum(len(task.labels) for task in tasks)
-    return float(sum(np.bincount(task.labels, minlength=1).max() for task in tasks) / pairs) if pairs else None
+    if not len(values):
+        return None
+    low, high = np.percentile(values, [2.5, 97.5])
+    return [float(low), float(high)]
