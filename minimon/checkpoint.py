@@ -39,11 +39,12 @@ def load_model(path_or_hub_id, *, dtype: torch.dtype | None = None, device="cpu"
         model = Decoder(config)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     stored = find_tensors(directory, set(expected))
-    ties = {EMBEDDING, HEAD} if config.tie_word_embeddings else set()
-    optional = ties if ties & set(stored) else ()  # one of the two will do
-    check_tensors(stored, expected, f"{directory}: the weights do not fit config.json", optional)
-    if ties and equal(stored.get(EMBEDDING), stored.get(HEAD)):
-        del stored[HEAD]
+    if config.tie_word_embeddings:
+        leave_one(stored)
+    tied = config.tie_word_embeddings and EMBEDDING in stored and HEAD not in stored
+    if tied:
+        del expected[HEAD]
+    check_tensors(stored, expected, f"{directory}: the weights do not fit config.json")
     dtype = dtype or choose_dtype(config, stored, device)
     state = {}
     for path in sorted({tensor.path for tensor in stored.values()}):
@@ -51,9 +52,8 @@ def load_model(path_or_hub_id, *, dtype: torch.dtype | None = None, device="cpu"
             for name, tensor in stored.items():
                 if tensor.path == path:
                     state[name] = file.get_tensor(tensor.key).to(device=device, dtype=dtype)
-    tied = len({EMBEDDING, HEAD} & set(state)) == 1
     if tied:
-        state[EMBEDDING] = state[HEAD] = state.get(EMBEDDING, state.get(HEAD))
+        state[HEAD] = state[EMBEDDING]
     model.load_state_dict(state, assign=True)
     if tied:
         model.lm_head.weight = model.model.embed_tokens.weight
@@ -81,36 +81,48 @@ def cpu_multiplies_bf16() -> bool:
     return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
-def equal(first: Stored | None, second: Stored | None) -> bool:
-    """Whether a tied checkpoint holds embedding and head as equal copies; two that differ stay two, as in transformers."""
-    if first is None or second is None:
-        return False
-    with open_tensors(first.path) as a, open_tensors(second.path) as b:
-        return torch.equal(a.get_tensor(first.key), b.get_tensor(second.key))
+def leave_one(stored: dict[str, Stored]) -> None:
+    """Of a tied checkpoint's embedding and head the embedding, where one is missing or both are equal.
+
+    Two that differ stay two, as in transformers."""
+    embedding, head = stored.get(EMBEDDING), stored.pop(HEAD, None)
+    if head is None:
+        return
+    if embedding is None:
+        stored[EMBEDDING] = head
+        return
+    with open_tensors(embedding.path) as first, open_tensors(head.path) as second:
+        if not torch.equal(first.get_tensor(embedding.key), second.get_tensor(head.key)):
+            stored[HEAD] = head
 
 
 def find_tensors(directory: Path, names: set[str]) -> dict[str, Stored]:
     """Every tensor by its name in the model, over the single file or the index's shards."""
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     weight_map = {} if single.is_file() else read_index(index)
-    stored = {}
+    stored, missing = {}, dict(weight_map)
     for path in sorted({directory / shard for shard in weight_map.values()}) or [single]:
-        with open_tensors(path) as file:
-            for key in file.keys():
-                if IGNORED.fullmatch(key) or weight_map.get(key, path.name) != path.name:
-                    continue
-                name, tensor = canonical(key, names), file.get_slice(key)
-                if name in stored:
-                    raise ValueError(f"{path}: expected tensor {name} once, found it twice")
-                dtype = tensor.get_dtype()
-                if dtype not in FLOATS:
-                    raise ValueError(f"{path}: expected {key} in one of {', '.join(FLOATS)}, got {dtype}")
-                stored[name] = Stored(path, key, tuple(tensor.get_shape()), dtype)
-    missing = set(weight_map) - {tensor.key for tensor in stored.values()}
-    for key in sorted(missing):
+        for tensor in list_tensors(path):
+            if IGNORED.fullmatch(tensor.key) or weight_map.get(tensor.key, path.name) != path.name:
+                continue
+            name = canonical(tensor.key, names)
+            if name in stored:
+                raise ValueError(f"{path}: expected tensor {name} once, found it twice")
+            if tensor.dtype not in FLOATS:
+                expected = f"expected {tensor.key} in one of {', '.join(FLOATS)}"
+                raise ValueError(f"{path}: {expected}, got {tensor.dtype}")
+            stored[name] = tensor
+            missing.pop(tensor.key, None)
+    for key, shard in sorted(missing.items()):
         if not IGNORED.fullmatch(key):
-            raise ValueError(f"{index}: expected {key} in {weight_map[key]}, found no such tensor there")
+            raise ValueError(f"{index}: expected {key} in {shard}, found no such tensor there")
     return stored
+
+
+def list_tensors(path: Path) -> list[Stored]:
+    with open_tensors(path) as file:
+        slices = [(key, file.get_slice(key)) for key in file.keys()]
+        return [Stored(path, key, tuple(part.get_shape()), part.get_dtype()) for key, part in slices]
 
 
 def read_index(path: Path) -> dict[str, str]:
@@ -139,10 +151,10 @@ def canonical(key: str, names: set[str]) -> str:
     return f"model.{key}" if key not in names and f"model.{key}" in names else key
 
 
-def check_tensors(stored: dict[str, Stored], expected: dict[str, tuple], what: str, optional=()) -> None:
+def check_tensors(stored: dict[str, Stored], expected: dict[str, tuple], what: str) -> None:
     """Every difference between the tensors that there are and the shapes asked for, gathered into one line."""
-    missing = set(expected) - set(stored) - set(optional)
-    problems = [f"missing tensor {name} {expected[name]}" for name in sorted(missing)]
+    missing = sorted(set(expected) - set(stored))
+    problems = [f"missing tensor {name} {expected[name]}" for name in missing]
     for name, tensor in sorted(stored.items()):
         file = tensor.path.name
         if name not in expected:

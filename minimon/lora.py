@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from minimon.checkpoint import Stored, check_tensors
+from minimon.checkpoint import check_tensors, list_tensors
 from minimon.files import open_tensors, read_json, tensor, write_json, write_tensors
 from minimon.ops import LoRAProduct
 
@@ -194,12 +194,9 @@ def merge_lora(model: nn.Module) -> nn.Module:
 
 PREFIX = "base_model.model."  # of tensor names; then comes the module's path in transformers' model
 USED = tuple(setting.name for setting in fields(LoRAConfig))
-INERT = {  # keys of adapter_config.json that leave the arithmetic of a trained adapter alone
-    *("peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision"),
-    *("inference_mode", "lora_dropout", "init_lora_weights", "runtime_config", "ensure_weight_tying"),
-    *("loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_config", "megatron_core"),
-    "qalora_group_size",
-}
+INERT = """peft_type peft_version task_type auto_mapping base_model_name_or_path revision inference_mode lora_dropout
+    init_lora_weights loftq_config eva_config corda_config lora_ga_config megatron_config megatron_core qalora_group_size
+    ensure_weight_tying runtime_config""".split()  # keys that leave the arithmetic of a trained adapter alone
 OFF = (None, False, "none", [], {})  # any other key must have one of these values
 PLAIN_INITS = (True, False, None, "gaussian")  # others change the base weights as well
 
@@ -264,7 +261,7 @@ def load_adapter(model: nn.Module, directory) -> LoRAConfig:
     raw = read_json(path)
     refuse_options(raw, path)
     options = {key: raw[key] for key in USED if raw.get(key) is not None}
-    stored = find_tensors(weights)
+    stored = {found.key.replace(".default.", "."): found for found in list_tensors(weights)}
     ranks = [found.shape[0] for name, found in stored.items() if ".lora_A." in name and found.shape]
     try:
         config = LoRAConfig(**{"lora_alpha": 8, **options})  # PEFT's own default, where the file has none
@@ -295,14 +292,3 @@ def refuse_options(raw: dict, path: Path) -> None:
     if active:
         problems = [f"{key} = {json.dumps(raw.get(key))}{why}" for key, why in active.items()]
         raise ValueError(f"{path}: not implemented: {'; '.join(problems)}")
-
-
-def find_tensors(path: Path) -> dict[str, Stored]:
-    """Of an adapter's file, by names without the adapter's own, "default"."""
-    stored = {}
-    with open_tensors(path) as file:
-        for key in file.keys():
-            found = file.get_slice(key)
-            name = key.replace(".default.", ".")
-            stored[name] = Stored(path, key, tuple(found.get_shape()), found.get_dtype())
-    return stored

@@ -19,7 +19,6 @@ NEEDED = {  # rope type -> the numbers it cannot do without
     "longrope": (),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
 }
-OPTIONAL = ("factor", "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 
 
 @dataclass(frozen=True)
@@ -42,15 +41,13 @@ class RopeConfig:
     def frequencies(self, length: int, device=None) -> tuple[Tensor, float]:
         """Frequencies (d/2,) on `device` and the factor on cos and sin, for a text of `length` tokens.
 
-        They stay on the device: one copy for lengths up to the switch, one for those beyond."""
+        They stay on the device: one copy for lengths up to the switch, one (dynamic: one a length) beyond."""
         beyond = self.switch is not None and length > self.switch
-        if beyond and self.rope_type == "dynamic":  # others for every length
+        key = length if beyond and self.rope_type == "dynamic" else beyond, device
+        if key not in self.kept:
             frequencies, factor = rope_frequencies(self, length)
-            return frequencies.to(device), factor
-        if (beyond, device) not in self.kept:
-            frequencies, factor = rope_frequencies(self, length)
-            self.kept[beyond, device] = frequencies.to(device), factor
-        return self.kept[beyond, device]
+            self.kept[key] = frequencies.to(device), factor
+        return self.kept[key]
 
 
 def rope_frequencies(config: RopeConfig, length: int) -> tuple[Tensor, float]:
@@ -177,7 +174,11 @@ def rope_config(table, original, top, family: str, head_dim: int) -> RopeConfig:
         partial = table.number("partial_rotary_factor")
     d = int(head_dim * partial)
     table.check("partial_rotary_factor", 2 <= d <= head_dim, f"a part of head_dim = {head_dim}")
-    check_scaling(table, rope_type, d)
+    for name in NEEDED[rope_type]:
+        table.number(name)
+    if rope_type == "longrope":
+        table.numbers("short_factor", d // 2)
+        table.numbers("long_factor", d // 2)
     config = RopeConfig(
         rope_type,
         table.number("rope_theta"),
@@ -192,20 +193,9 @@ def rope_config(table, original, top, family: str, head_dim: int) -> RopeConfig:
     return config
 
 
-def check_scaling(table, rope_type: str, d: int) -> None:
-    for name in NEEDED[rope_type]:
-        table.number(name)
-    for name in OPTIONAL:
-        value = table(name)
-        table.check(name, value is None or type(value) in (int, float), "a number or null")
-    if rope_type == "longrope":
-        for name in ("short_factor", "long_factor"):
-            table.numbers(name, d // 2)
-
-
 def is_finite(config, length) -> bool:
     try:
         frequencies, factor = rope_frequencies(config, length)
         return bool((frequencies * factor).isfinite().all())
-    except (ArithmeticError, RuntimeError):  # a logarithm of one, a number beyond all bounds
+    except (ArithmeticError, RuntimeError, TypeError, ValueError):  # a logarithm of one, a word for a number
         return False
