@@ -4,114 +4,166 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
-from minimon.hf.families import WRAPPERS, read_config, text_decoder
 from minimon.files import open_tensors, read_json, resolve, write_json, write_tensors
+from minimon.hf.families import WRAPPERS, read_config, text_decoder
 from minimon.model import Decoder, ModelConfig
 
 FLOATS = ("F64", "F32", "F16", "BF16")
+WIDE = 512  # hidden_size from which products in bf16 take less time than casts to it
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-IGNORED = re.compile(r".*(rotary_emb\.inv_freq|\.position_ids)$|(model\.)?(vision_tower|multi_modal_projector)\..*")
+IGNORED = re.compile(
+    r".*(rotary_emb\.inv_freq|\.position_ids)$|(model\.)?(vision_tower|multi_modal_projector)\..*"
+)
 
 
-def load_model(path_or_hub_id, *, dtype=None, device="cpu") -> Decoder:
-    """Decoder with frozen weights in eval mode. dtype: None for bf16 on CUDA, fp32 elsewhere.
+class Stored(NamedTuple):
+    """Where a tensor lies."""
+
+    path: Path
+    key: str  # in that file
+    shape: tuple[int, ...]
+    dtype: str  # as safetensors spells it
+
+
+def load_model(path_or_hub_id, *, dtype: torch.dtype | None = None, device="cpu") -> Decoder:
+    """Decoder with frozen weights in eval mode. dtype: None for `default_dtype`.
 
     Raises FileNotFoundError or ValueError in one line naming the file, the tensor, what was expected and what was found."""
     directory = resolve(path_or_hub_id)
     config = read_config(directory)
-    dtype = dtype or (torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32)
     with torch.device("meta"):
         model = Decoder(config)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = find_tensors(directory, set(expected))
-    check(found, expected, config, directory)
-    if config.tie_word_embeddings and same_tensor(found.get(EMBEDDING), found.get(HEAD)):
-        del found[HEAD]
-    state = {}
-    for path in sorted(set(path for path, _, _ in found.values())):
-        with open_tensors(path) as file:                   # mapped: pages are read as they are copied, or used in place
-            for name, (owner, key, _) in found.items():
-                if owner == path:
-                    state[name] = file.get_tensor(key).to(device=device, dtype=dtype)
-    tied = len({EMBEDDING, HEAD} & set(state)) == 1
+    stored = find_tensors(directory, set(expected))
+    if config.tie_word_embeddings:
+        leave_one(stored)
+    tied = config.tie_word_embeddings and EMBEDDING in stored and HEAD not in stored
     if tied:
-        state[EMBEDDING] = state[HEAD] = state.get(EMBEDDING, state.get(HEAD))
+        del expected[HEAD]
+    check_tensors(stored, expected, f"{directory}: the weights do not fit config.json")
+    dtype = dtype or choose_dtype(config, stored, device)
+    state = {}
+    for path in sorted({tensor.path for tensor in stored.values()}):
+        with open_tensors(path) as file:  # mapped: pages are read as they are copied, or used in place
+            for name, tensor in stored.items():
+                if tensor.path == path:
+                    state[name] = file.get_tensor(tensor.key).to(device=device, dtype=dtype)
+    if tied:
+        state[HEAD] = state[EMBEDDING]
     model.load_state_dict(state, assign=True)
     if tied:
         model.lm_head.weight = model.model.embed_tokens.weight
     return model.requires_grad_(False).eval()
 
 
-def same_tensor(*found) -> bool:
-    """Whether a tied checkpoint holds embedding and head as equal copies; two that differ stay two, as in transformers."""
-    if None in found:
-        return False
-    tensors = []
-    for path, key, _ in found:
-        with open_tensors(path) as file:
-            tensors.append(file.get_tensor(key))
-    return torch.equal(*tensors)
+def default_dtype(path_or_hub_id, device="cpu") -> torch.dtype:
+    """The dtype for a checkpoint on the device that will run it, which may not be the one that it is loaded on.
+
+    bf16 on CUDA; on a CPU bf16 where it multiplies that fast and the weights are wide and of 16 bits; fp32 elsewhere."""
+    directory = resolve(path_or_hub_id)
+    return choose_dtype(read_config(directory), find_tensors(directory, set()), device)
 
 
-def find_tensors(directory: Path, names: set[str]) -> dict[str, tuple]:
-    """Tensor name -> (file, key in the file, shape), over the single file or the index's shards."""
+def choose_dtype(config: ModelConfig, stored: dict[str, Stored], device) -> torch.dtype:
+    kind = torch.device(device).type
+    of_16_bits = {tensor.dtype for tensor in stored.values()} <= {"F16", "BF16"}
+    fast = kind == "cpu" and of_16_bits and config.hidden_size >= WIDE and cpu_multiplies_bf16()
+    return torch.bfloat16 if kind == "cuda" or fast else torch.float32
+
+
+def cpu_multiplies_bf16() -> bool:
+    """By AVX512-BF16 or AMX. A PyTorch that cannot say so counts as one without."""
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in names)
+
+
+def leave_one(stored: dict[str, Stored]) -> None:
+    """Of a tied checkpoint's embedding and head the embedding, where one is missing or both are equal.
+
+    Two that differ stay two, as in transformers."""
+    embedding, head = stored.get(EMBEDDING), stored.pop(HEAD, None)
+    if head is None:
+        return
+    if embedding is None:
+        stored[EMBEDDING] = head
+        return
+    with open_tensors(embedding.path) as first, open_tensors(head.path) as second:
+        if not torch.equal(first.get_tensor(embedding.key), second.get_tensor(head.key)):
+            stored[HEAD] = head
+
+
+def find_tensors(directory: Path, names: set[str]) -> dict[str, Stored]:
+    """Every tensor by its name in the model, over the single file or the index's shards."""
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     weight_map = {} if single.is_file() else read_index(index)
-    found = {}
+    stored, missing = {}, dict(weight_map)
     for path in sorted({directory / shard for shard in weight_map.values()}) or [single]:
-        with open_tensors(path) as file:
-            for key in file.keys():
-                if IGNORED.fullmatch(key) or weight_map.get(key, path.name) != path.name:
-                    continue
-                name, tensor = canonical(key, names), file.get_slice(key)
-                if name in found:
-                    raise ValueError(f"{path}: expected tensor {name} once, found it twice")
-                if tensor.get_dtype() not in FLOATS:
-                    raise ValueError(f"{path}: expected {key} in one of {', '.join(FLOATS)}, got {tensor.get_dtype()}")
-                found[name] = (path, key, tuple(tensor.get_shape()))
-    missing = sorted(key for key in set(weight_map) - {key for _, key, _ in found.values()} if not IGNORED.fullmatch(key))
-    if missing:
-        raise ValueError(f"{index}: expected {missing[0]} in {weight_map[missing[0]]}, found no such tensor there")
-    return found
+        for tensor in list_tensors(path):
+            if IGNORED.fullmatch(tensor.key) or weight_map.get(tensor.key, path.name) != path.name:
+                continue
+            name = canonical(tensor.key, names)
+            if name in stored:
+                raise ValueError(f"{path}: expected tensor {name} once, found it twice")
+            if tensor.dtype not in FLOATS:
+                expected = f"expected {tensor.key} in one of {', '.join(FLOATS)}"
+                raise ValueError(f"{path}: {expected}, got {tensor.dtype}")
+            stored[name] = tensor
+            missing.pop(tensor.key, None)
+    for key, shard in sorted(missing.items()):
+        if not IGNORED.fullmatch(key):
+            raise ValueError(f"{index}: expected {key} in {shard}, found no such tensor there")
+    return stored
+
+
+def list_tensors(path: Path) -> list[Stored]:
+    with open_tensors(path) as file:
+        slices = [(key, file.get_slice(key)) for key in file.keys()]
+        return [Stored(path, key, tuple(part.get_shape()), part.get_dtype()) for key, part in slices]
 
 
 def read_index(path: Path) -> dict[str, str]:
     """Tensor name in the files -> shard, which is a plain file name beside the index."""
     if not path.is_file():
-        pickled = "; pickled weights (.bin) are not read: convert them" if any(path.parent.glob("*.bin")) else ""
-        raise FileNotFoundError(f"{path.parent}: expected model.safetensors or {path.name}, found neither{pickled}")
+        expected = f"{path.parent}: expected model.safetensors or {path.name}, found neither"
+        pickled = any(path.parent.glob("*.bin"))
+        raise FileNotFoundError(
+            f"{expected}; pickled weights (.bin) are not read: convert them" if pickled else expected
+        )
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{path}: expected a table weight_map, got {weight_map!r}")
     for shard in weight_map.values():
         if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]+\.safetensors", shard):
-            raise ValueError(f"{path}: expected plain names of .safetensors files in weight_map, got {shard!r}")
+            expected = "expected plain names of .safetensors files in weight_map"
+            raise ValueError(f"{path}: {expected}, got {shard!r}")
     return weight_map
 
 
 def canonical(key: str, names: set[str]) -> str:
     """Names of multimodal wrappers and of base models saved without a head -> those of a causal language model."""
     if "language_model." in key:
-        head = re.sub(r"^(model\.)?language_model\.(model\.)?", "", key)
-        return head if head.startswith("lm_head") else f"model.{head}"
+        inner = re.sub(r"^(model\.)?language_model\.(model\.)?", "", key)
+        return inner if inner.startswith("lm_head") else f"model.{inner}"
     return f"model.{key}" if key not in names and f"model.{key}" in names else key
 
 
-def check(found: dict, expected: dict, config: ModelConfig, directory: Path) -> None:
-    """Every difference between what is there and what the config asks for, gathered into one line."""
-    missing = sorted(set(expected) - set(found))
-    if config.tie_word_embeddings and len({EMBEDDING, HEAD} & set(missing)) == 1:
-        missing = [name for name in missing if name not in (EMBEDDING, HEAD)]
+def check_tensors(stored: dict[str, Stored], expected: dict[str, tuple], what: str) -> None:
+    """Every difference between the tensors that there are and the shapes asked for, gathered into one line."""
+    missing = sorted(set(expected) - set(stored))
     problems = [f"missing tensor {name} {expected[name]}" for name in missing]
-    problems += [f"unexpected tensor {name} in {found[name][0].name}" for name in sorted(set(found) - set(expected))]
-    problems += [f"{name} in {path.name}: expected shape {expected[name]}, got {shape}"
-                 for name, (path, _, shape) in sorted(found.items()) if name in expected and shape != expected[name]]
+    for name, tensor in sorted(stored.items()):
+        file = tensor.path.name
+        if name not in expected:
+            problems.append(f"unexpected tensor {name} in {file}")
+        elif tensor.shape != expected[name]:
+            problems.append(f"{name} in {file}: expected shape {expected[name]}, got {tensor.shape}")
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ValueError(f"{directory}: the weights do not fit config.json: {'; '.join(problems[:3])}{more}")
+        raise ValueError(f"{what}: {'; '.join(problems[:3])}{more}")
 
 
 def save_model(model: Decoder, directory, like) -> None:
@@ -120,11 +172,8 @@ def save_model(model: Decoder, directory, like) -> None:
     config.json takes the weights' dtype; of a multimodal wrapper it keeps the text decoder, whose weights these are."""
     directory, like = Path(directory), resolve(like)
     directory.mkdir(parents=True, exist_ok=True)
-    for path in like.iterdir():
-        kept = path.suffix in (".json", ".jinja", ".model", ".txt") and not path.name.startswith(("model.safetensors", "config.json"))
-        if kept and path.is_file() and like.resolve() != directory.resolve():
-            shutil.copyfile(path, directory / f"{path.name}.tmp")
-            os.replace(directory / f"{path.name}.tmp", directory / path.name)
+    if like.resolve() != directory.resolve():
+        copy_others(like, directory)
     config = read_json(like / "config.json")
     if config.get("text_config") is not None:
         config = {**text_decoder(config), "architectures": [WRAPPERS[config["model_type"]].architecture]}
@@ -134,3 +183,12 @@ def save_model(model: Decoder, directory, like) -> None:
     if model.lm_head.weight is model.model.embed_tokens.weight:
         del tensors[HEAD]
     write_tensors(directory / "model.safetensors", tensors)
+
+
+def copy_others(source: Path, directory: Path) -> None:
+    """The tokenizer and the like: what is neither weights nor config.json."""
+    for path in source.iterdir():
+        ours = path.name.startswith(("model.safetensors", "config.json"))
+        if path.is_file() and path.suffix in (".json", ".jinja", ".model", ".txt") and not ours:
+            shutil.copyfile(path, directory / f"{path.name}.tmp")
+            os.replace(directory / f"{path.name}.tmp", directory / path.name)

@@ -25,17 +25,23 @@ def find_template(directory: Path) -> tuple[str, Path]:
     if isinstance(template, dict):
         template = template.get("default")
     if not isinstance(template, str):
-        raise ValueError(f"{path}: expected a default chat template there or in chat_template.jinja, found none; "
-                         "use an instruction-tuned checkpoint")
+        raise ValueError(
+            f"{path}: expected a default chat template there or in chat_template.jinja, found none; "
+            "use an instruction-tuned checkpoint"
+        )
     return template, path
 
 
 def special_tokens(directory: Path) -> dict[str, str]:
     """eos_token and the like: what a template may write by name."""
     config = read_optional(directory / "tokenizer_config.json")
-    if "added_tokens_decoder" not in config:   # a checkpoint of the older kind
+    if "added_tokens_decoder" not in config:  # a checkpoint of the older kind
         config = {**config, **read_optional(directory / "special_tokens_map.json")}
-    texts = {key: value.get("content") if isinstance(value, dict) else value for key, value in config.items() if key.endswith("_token")}
+    texts = {
+        key: value.get("content") if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key.endswith("_token")
+    }
     return {key: text for key, text in texts.items() if isinstance(text, str) and text}
 
 
@@ -53,6 +59,7 @@ def eos_ids(directory: Path) -> set[int]:
 
 class GenerationTag(Extension):
     """{% generation %} ... {% endgeneration %}: the body, as it is."""
+
     tags = {"generation"}
 
     def parse(self, parser):
@@ -62,19 +69,26 @@ class GenerationTag(Extension):
 
 def compile_template(source: str, path: Path, date: datetime) -> jinja2.Template:
     """In the environment that transformers gives a template."""
+
     def raise_exception(message):
         raise jinja2.TemplateError(message)
 
     def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-        return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+        return json.dumps(
+            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+        )
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
+    )
     environment.filters["tojson"] = tojson
     environment.globals.update(raise_exception=raise_exception, strftime_now=date.strftime)
     try:
         return environment.from_string(source)
     except jinja2.TemplateSyntaxError as error:
-        raise ValueError(f"{path}: line {error.lineno}: expected a chat template, got an error: {one_line(error)}") from error
+        raise ValueError(
+            f"{path}: line {error.lineno}: expected a chat template, got an error: {one_line(error)}"
+        ) from error
 
 
 def read_optional(path: Path) -> dict:
