@@ -99,8 +99,10 @@ def same_as_transformers(gguf_file, out):
     tokenizer = load_tokenizer(out)
     for text in TEXTS:
         assert tokenizer.plain.encode(text).ids == theirs(text, add_special_tokens=False)["input_ids"], text
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
-    reference = loaded.eval().to(torch.bfloat16).float()
+    reference = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
+    reference.eval()
+    for weight in reference.parameters():
+        weight.data = weight.data.to(torch.bfloat16).float()
     model = load_model(out)
     ids = torch.tensor([tokenizer.chat([{"role": "user", "content": TEXTS[1]}])])
     with torch.no_grad():
