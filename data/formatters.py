@@ -1,14 +1,17 @@
 """One formatter a public set: its files -> rows {"text", "label", "group"}, with no clue to the label.
 
 A formatter is called like its set in public.toml (- as _), takes the set's files in the order given there and
-yields rows. label: 1 (what a monitor would flag) and 0, or the set's own word. group: rows of one group lie on
-one side of a split. Rows with a "part" go to a file of their own, <set>-<part>.jsonl; other keys are labels too.
+yields rows. label: 1 (what a monitor would flag) and 0, or the set's own word. group: rows of one group lie
+on one side of a split. Rows with a "part" go to a file of their own, <set>-<part>.jsonl; other keys label.
 """
 
 import csv
 import gzip
 import json
+import math
 import sys
+from collections import defaultdict
+from functools import wraps
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -40,6 +43,22 @@ def table(path: Path, columns: list[str] | None = None, **options) -> list[dict]
     delimiter = "\t" if path.suffix == ".tsv" else ","
     with open(path, encoding="utf-8-sig", newline="") as file:
         return list(csv.DictReader(file, columns, **{"delimiter": delimiter, **options}))
+
+
+def matched(formatter):
+    """Keeps as many rows of either label at every length (in steps of 9%): length tells nothing then."""
+
+    @wraps(formatter)
+    def formatted(files):
+        bins = defaultdict(lambda: ([], []))
+        for record in formatter(files):
+            step = int(8 * math.log2(len(record["text"]) + 1))
+            bins[record.get("part"), step][record["label"]].append(record)
+        for negatives, positives in bins.values():
+            for pair in zip(negatives, positives, strict=False):
+                yield from pair
+
+    return formatted
 
 
 # ---- sessions of agents --------------------------------------------------------------------------
@@ -84,7 +103,12 @@ def search_agent(files):
             yield row(text, record["final_label"] == -1, record["question"])
 
 
+@matched
 def sql_agent(files):
+    yield from shell_agent(files)
+
+
+def shell_agent(files):
     for path in files:
         for record in json.loads(path.read_text()).values():
             turns = record["turn_history"]
@@ -95,9 +119,7 @@ def sql_agent(files):
             )
 
 
-shell_agent = sql_agent
-
-
+@matched
 def planted_instruction(files):
     """The fields that name the attack stay out, and translations, which are often mislabelled."""
     for path in files:
@@ -148,6 +170,7 @@ def better_reply(files):
             yield row(text, votes == {1}, record["instruction"])
 
 
+@matched
 def chat_safety(files):
     """Five kinds of unsafe replies; a reply is safe or not of its own kind."""
     for path in files:
@@ -171,9 +194,11 @@ def grounded_chat(files):
 
 
 def moderation(files):
-    """Self-harm and minors are left out. A category that nobody judged counts as absent."""
+    """A category that nobody judged counts as absent.
+
+    Left out: self-harm, minors, and texts under 60 characters, one of which is a sentence of hate_case."""
     for record in objects(files[0]):
-        if record.get("SH") != 1 and record.get("S3") != 1:
+        if record.get("SH") != 1 and record.get("S3") != 1 and len(record["prompt"]) >= 60:
             kinds = [kind for kind in ("S", "H", "V", "HR", "H2", "V2") if record.get(kind) == 1]
             yield row(
                 record["prompt"],
@@ -183,6 +208,7 @@ def moderation(files):
             )
 
 
+@matched
 def jailbreak_prompt(files):
     for record in table(files[0]):
         yield row(record["prompt"], record["type"] == "jailbreak")
@@ -205,6 +231,7 @@ def unsafe_prompt(files):
 # ---- statements and claims -----------------------------------------------------------------------
 
 
+@matched
 def persona(files):
     """First-person statements that a model wrote, a trait a file; about: the trait, shown or not."""
     for path in files:
@@ -215,7 +242,8 @@ def persona(files):
 
 def oversight(files):
     for record in persona(files):
-        yield row(record["text"], record["label"])
+        del record["part"], record["about"]
+        yield record
 
 
 def claim(files):
@@ -275,6 +303,7 @@ def trivia(files):
         yield row(record["question"], not record["answer"], record["term"])
 
 
+@matched
 def disfluent(files):
     for key, record in json.loads(files[0].read_text()).items():
         yield row(record["original"], 0, key)
@@ -454,6 +483,7 @@ def simple_english(files):
         block = []
 
 
+@matched
 def machine_essay(files):
     """The file gives the label. Texts of one number in the four files of abstracts have one topic."""
     for path in files:
