@@ -58,11 +58,13 @@ def encode_row(
 
     room: tokens to be written after the row. Raises ValueError naming the task."""
 
+    prompt = task.prompt + (tokenizer.think_request if thinking else "")
+
     def encode(text: str) -> list[int]:
         if task.prompt_position == "after":
-            messages = [{"role": "user", "content": f"{text}\n\n{task.prompt}"}]
+            messages = [{"role": "user", "content": f"{text}\n\n{prompt}"}]
         else:
-            messages = [{"role": "system", "content": task.prompt}, {"role": "user", "content": text}]
+            messages = [{"role": "system", "content": prompt}, {"role": "user", "content": text}]
         return tokenizer.chat(messages, thinking=thinking)
 
     try:

@@ -285,7 +285,7 @@ def as_side(reading: Reading) -> Side:
 
 class Thought(NamedTuple):
     ids: list[int]  # the prompt, the reasoning and what closes it: the label comes next
-    closed: bool  # by the model itself, and not because it wrote too much or ended its turn
+    complete: bool  # it ended by itself, in the form that was asked for
     left_out: int
 
 
@@ -334,17 +334,15 @@ def write_thoughts(
         model,
         [row.ids for row in encoded],
         max_new_tokens=max_new_tokens,
-        stop_ids={tokenizer.think_end, *tokenizer.stop_ids},
+        stop_ids=tokenizer.thought_stops,
         each=each,
         on_rows=on_rows,
         **sampling,
     )
-    thoughts = [
-        Thought(
-            row.ids + answer.ids + tokenizer.close_thought, answer.stop == tokenizer.think_end, row.left_out
-        )
-        for row, answer in zip(encoded, answers)
-    ]
+    thoughts = []
+    for row, answer in zip(encoded, answers):
+        closed = tokenizer.close(answer.ids, answer.stop)
+        thoughts.append(Thought(row.ids + closed.ids, closed.complete, row.left_out))
     by_question = []
     for question in questions:
         by_question.append(thoughts[: len(question.rows)])
@@ -358,8 +356,8 @@ def read_thoughts(
     labels = tokenizer.label_ids(list(task.labels), thinking=True)
     reading = read_ids(model, [thought.ids for thought in thoughts], labels, batch_tokens=batch_tokens)
     reading = reading._replace(left_out=torch.tensor([thought.left_out for thought in thoughts]))
-    closed = torch.tensor([thought.closed for thought in thoughts], dtype=torch.bool)
-    return reading, closed & reading.label_first
+    complete = torch.tensor([thought.complete for thought in thoughts], dtype=torch.bool)
+    return reading, complete & reading.label_first
 
 
 def write(
@@ -420,15 +418,26 @@ def read(
 
 @torch.inference_mode()
 def read_ids(
-    model: Decoder, ids: list[list[int]], label_ids: list[int], *, batch_tokens: int | None = None, on_rows=None
+    model: Decoder,
+    ids: list[list[int]],
+    label_ids: list[int],
+    *,
+    batch_tokens: int | None = None,
+    on_rows=None,
 ) -> Reading:
     """Rows of ids, their common prefix run once -> what stands at the position after each."""
     n, N = len(ids), len(label_ids)
-    reading = Reading(torch.empty(n, N), torch.empty(n), torch.empty(n, dtype=torch.bool), torch.zeros(n, dtype=torch.long))
-    for rows, answers in at_answers(model, ids, lambda hidden: read_answers(hidden, model, label_ids), batch_tokens):
+    reading = Reading(
+        torch.empty(n, N), torch.empty(n), torch.empty(n, dtype=torch.bool), torch.zeros(n, dtype=torch.long)
+    )
+    for rows, answers in at_answers(
+        model, ids, lambda hidden: read_answers(hidden, model, label_ids), batch_tokens
+    ):
         log_odds, label_mass, label_first = answers
         if not log_odds.isfinite().all():
-            raise ValueError("expected finite scores, got others: the adapter or the base does not go together with this dtype")
+            raise ValueError(
+                "expected finite scores, got others: the adapter or the base does not go together with this dtype"
+            )
         reading.log_odds[rows] = log_odds.cpu()
         reading.label_mass[rows] = label_mass.cpu()
         reading.label_first[rows] = label_first.cpu()
