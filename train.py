@@ -37,7 +37,7 @@ from minimon.lora import add_lora, adapter_tensors, enable_lora, load_adapter, s
 from minimon.loss import label_token_loss, vocab_token_loss
 from minimon.steps import PARTS, check_settings, halved, instruction_plan, share_of, training_steps
 from minimon.run.provenance import check_same, provenance
-from minimon.report.build import build_report, table, verdict_line, write_report
+from minimon.report import build_report, table, verdict_line, write_report
 from minimon.run.directory import find_run, load_state, save_state, start_run
 from minimon.tasks import load_mixture, near_duplicates
 from minimon.tokenizer import load_tokenizer
