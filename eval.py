@@ -30,7 +30,7 @@ from minimon.files import read_json, resolve, sha256
 from minimon.tasks import load_conversations, schedule_of
 from minimon.lora import load_adapter, merge_lora
 from minimon.run.provenance import check_same, data_files, provenance
-from minimon.report.build import attack_lines, build_report, table, verdict_line, write_report
+from minimon.report import attack_lines, build_report, table, verdict_line, write_report
 from minimon.serve.stream import after, check_again, count_lines, items, score_items, whole_lines
 from minimon.report.leakage import near_duplicates
 from minimon.tasks import load_mixture, load_task

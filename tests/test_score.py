@@ -22,7 +22,7 @@ from minimon.evaluate import score
 from minimon.report.figure import reliability, roc, roc_rows, uplift_text, write_figure
 from minimon.lora import add_lora, adapter_tensors, load_adapter, save_adapter
 from minimon.metrics import Scores, ece, tpr_at_fpr
-from minimon.report.build import build_report, write_report
+from minimon.report import build_report, write_report
 from minimon.tasks import load_task
 from minimon.tokenizer import load_tokenizer
 

@@ -1,1 +1,18 @@
-"""Scores -> report.json, report.md, figures."""
+"""Scores -> report.json, report.md, report.html, report.png and scores.jsonl."""
+
+from minimon.report.data import build_report
+from minimon.report.pages import write_pages, write_report
+from minimon.report.scores import read_scores, write_scores
+from minimon.report.text import attack_lines, reading, table, verdict_line
+
+__all__ = [
+    "attack_lines",
+    "build_report",
+    "read_scores",
+    "reading",
+    "table",
+    "verdict_line",
+    "write_pages",
+    "write_report",
+    "write_scores",
+]

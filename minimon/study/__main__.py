@@ -22,7 +22,7 @@ from tqdm import tqdm
 from minimon.checkpoint import load_model
 from minimon.run.cli import ROOT, one_line_errors, parse, setting, shipped
 from minimon.files import read_json, write_json, write_text
-from minimon.report.build import read_scores
+from minimon.report import read_scores
 from minimon.study.figures import write_figures
 from minimon.study.results import measure_baselines, results
 from minimon.tasks import Mixture, load_mixture
