@@ -23,14 +23,14 @@ from tqdm import tqdm
 
 from minimon.checkpoint import load_model
 from minimon.files import read_json, write_json, write_text
-from minimon.report.build import read_scores
+from minimon.report.scores import read_scores
 from minimon.run.children import Children, last_line
 from minimon.run.cli import ROOT, one_line_errors, parse, setting, shipped
-from minimon.study.budget import Estimate, hours, within
+from minimon.study.budget import Estimate, fit_in
 from minimon.study.cells import PRESETS, Cell, Preset, plan
 from minimon.study.figures import write_figures
 from minimon.study.findings import Run
-from minimon.study.results import measure_baselines, results, table, text, trained_labels
+from minimon.study.results import measure_baselines, results, text, trained_labels
 from minimon.tasks import Mixture, load_mixture
 from minimon.tokenizer import load_tokenizer
 
@@ -65,7 +65,9 @@ def main(settings: Settings) -> int:
     threads = max(1, (os.cpu_count() or 1) // preset.jobs)
     torch.set_num_threads(threads)
     model, tokenizer = load_model(shipped(preset.model)), load_tokenizer(shipped(preset.model))
-    study.choose(Estimate(model, tokenizer), settings.budget)
+    study.cells, arithmetic = fit_in(study.cells, Estimate(model, tokenizer), preset.jobs, settings.budget)
+    write_text(out / "plan.md", arithmetic)
+    print(arithmetic)
     try:
         study.run({"OMP_NUM_THREADS": str(threads)} if preset.jobs > 1 else {})
     except KeyboardInterrupt as error:
@@ -114,32 +116,6 @@ class Study:
 
     def is_finished(self, cell: Cell) -> bool:
         return (self.directory(cell) / "report.json").exists()
-
-    def choose(self, estimate: Estimate, budget: float | None) -> None:
-        """Writes and prints the arithmetic, and leaves out the cells beyond the budget."""
-        speeds, jobs = estimate.speeds(self.mixture.train[0]), self.preset.jobs
-        tokens = [estimate.tokens(cell) for cell in self.cells]
-        costs = [hours(of_cell, speeds) / jobs for of_cell in tokens]
-        by_kind = {}
-        for cell, of_cell, cost in zip(self.cells, tokens, costs, strict=True):
-            row = by_kind.setdefault(cell.kind, {"cells": 0, **dict.fromkeys(of_cell, 0.0), "hours": 0.0})
-            for key, value in {"cells": 1, **of_cell, "hours": cost}.items():
-                row[key] += value
-        rows = []
-        for kind, row in by_kind.items():
-            millions = [f"{row[key] / 1e6:.2f}" for key in speeds]
-            rows.append([kind, str(row["cells"]), *millions, f"{row['hours']:.1f}"])
-        kept = within(self.cells, costs, budget)
-        title = f"Plan: {sum(costs):.1f} hours for {len(self.cells)} cells, {jobs} at a time"
-        said = ", ".join(f"{name} {speed:.0f}" for name, speed in speeds.items())
-        header = ["cells of", "number", *(f"M tokens {name}" for name in speeds), "hours"]
-        lines = [table(title, header, rows), f"Measured on {self.preset.model}, tokens a second: {said}."]
-        if len(kept) < len(self.cells):
-            left_out = ", ".join(cell.name for cell in self.cells if cell not in kept)
-            lines.append(f"A budget of {budget:g} hours holds {len(kept)} cells and leaves out {left_out}.")
-        write_text(self.out / "plan.md", "\n\n".join(lines) + "\n")
-        print("\n\n".join(lines))
-        self.cells = kept
 
     def run(self, env: dict[str, str]) -> None:
         """Every cell that is not finished, those that start from another's adapter last. A failure is printed at once."""
@@ -200,7 +176,7 @@ class Study:
                 self.runs[cell.name] = Run(cell, scores, read_json(self.directory(cell) / "report.json"))
         runs = [self.runs[cell.name] for cell in self.cells if cell.name in self.runs]
         path = self.out / "baselines.json"
-        numbers = results(runs, read_json(path) if path.exists() else None, self.trained)
+        numbers = results(runs, read_json(path) if path.exists() else {}, self.trained)
         about = {"model": self.preset.model, "mixture": self.preset.mixture, "train": self.preset.train}
         about |= {"cells": len(runs), "planned": len(self.cells)}
         write_json(self.out / "results.json", {**about, **numbers})

@@ -1,8 +1,8 @@
 """What an adapter is compared with: methods that leave the model as it is, on the same evaluation rows.
 
-Bag of words and linear probe are logistic regressions on the training tasks; zero-shot is the base itself; few-shot shows
-labelled rows of a training task with the same criterion, or of the task's own training rows; the fitted threshold moves the
-log-odds from which the base's answers count as the positive label.
+Zero-shot is the base itself; the fitted threshold moves the log-odds from which its answer counts as positive; few-shot
+shows labelled rows of a training task with the same criterion; bag of words and linear probe are logistic regressions on
+the training tasks.
 """
 
 import random
@@ -12,95 +12,133 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-from minimon.batch import Limit, encode_row, row_limit
-from minimon.evaluate import last_states, read, read_ids
+from minimon.batch import encode_row, row_limit
+from minimon.evaluate import at_answers, read, read_ids
 from minimon.metrics import Scores
 from minimon.tasks import Mixture, Row, Task
 
 DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the logistic regressions, chosen on training domains that are left out
 SHOTS = 4
-SPLITS = ("trained", "new_domain", "new_prompt")  # that are read at once
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What every baseline is fitted with."""
+    """What every baseline is made of."""
 
     model: torch.nn.Module
     tokenizer: object
-    tasks: list[Task]
-    rows: dict[str, list[Row]]  # training rows of each task
-    limit: Limit
+    mixture: Mixture
+    seed: int
 
-    def log_odds(self, task: Task, rows: list[Row]) -> np.ndarray:
-        """(n,) of the positive label, by the base."""
-        reading = read(self.model, self.tokenizer, task, rows, limit=self.limit)
-        return reading.log_odds[:, 0].double().numpy()
+    def training_pairs(self) -> list[tuple[Task, Row]]:
+        return [(task, row) for task in self.mixture.train for row in self.training_rows(task)]
 
-    def labelled(self) -> list[tuple[Task, Row]]:
-        return [(task, row) for task in self.tasks for row in self.rows[task.name]]
+    def training_rows(self, task: Task) -> list[Row]:
+        return self.mixture.train_rows(task, self.seed)
+
+    def zero_shot(self, task: Task, rows: list[Row]) -> torch.Tensor:
+        """(n,) log-odds of the positive label, as of every baseline."""
+        limit = row_limit(self.model.config, None)
+        return read(self.model, self.tokenizer, task, rows, limit=limit).log_odds[:, 0]
 
 
 def baselines(
     model, tokenizer, mixture: Mixture, seed: int = 0
 ) -> dict[str, dict[str, dict[str, list[Scores]]]]:
-    """name -> split -> group -> Scores; what does not apply to a task is left out, and so are tasks of more than two labels.
+    """name -> split -> group -> Scores of the tasks with two labels to which it applies, where an answer is read at once.
 
     In each Scores `base` is the untrained model and `adapter` the baseline, so that its uplift is the baseline's."""
-    rows = {task.name: mixture.train_rows(task, seed) for task in mixture.train}
-    setup = Setup(model, tokenizer, mixture.train, rows, row_limit(model.config, None))
+    setup = Setup(model, tokenizer, mixture, seed)
     methods = {
-        "zero-shot": setup.log_odds,
+        "zero-shot": setup.zero_shot,
+        "fitted threshold": FittedThreshold(setup),
+        "few-shot": FewShot(setup),
         "bag of words": BagOfWords(setup),
         "linear probe": LinearProbe(setup),
-        "few-shot": FewShot(setup, seed),
-        "few-shot, own rows": FewShot(setup, seed, own=True),
-        "fitted threshold": FittedThreshold(setup),
     }
     found = {name: {} for name in methods}
-    for split in SPLITS:
+    for split in ("trained", "new_domain", "new_prompt"):
         for group, tasks in mixture.splits.get(split, {}).items():
-            for task in tasks if all(len(task.labels) == 2 for task in tasks) else ():
-                tested = mixture.test_rows(task, split)
-                labels = np.array([row.label for row in tested], dtype=int)
-                texts = np.array([row.text for row in tested], dtype=object)
-                base = methods["zero-shot"](task, tested)
-                for name, method in methods.items():
-                    z = method(task, tested)
+            for task in tasks:
+                rows = mixture.test_rows(task, split)
+                labels = np.array([row.label for row in rows], dtype=int)
+                texts = np.array([row.text for row in rows], dtype=object)
+                base = setup.zero_shot(task, rows)
+                for name, method in methods.items() if len(task.labels) == 2 else ():
+                    z = method(task, rows)
                     if z is not None:
-                        sides = {
-                            "base": np.stack([base, -base], axis=1),
-                            "adapter": np.stack([z, -z], axis=1),
-                        }
-                        scores = Scores(task.name, task.domain, labels, texts, **sides)
+                        sides = [torch.stack([side, -side], dim=1).numpy() for side in (base, z)]
+                        scores = Scores(
+                            task.name, task.domain, labels, texts, *sides, criterion=task.criterion
+                        )
                         found[name].setdefault(split, {}).setdefault(group, []).append(scores)
     return found
 
 
-def same_criterion(tasks: list[Task], task: Task) -> list[Task]:
-    """Training tasks that read the same field as the same positive, whatever their prompts; on other domains where there are."""
-    found = [other for other in tasks if criterion(other) == criterion(task)]
-    return [other for other in found if other.domain != task.domain] or found
+# ---- the base, asked otherwise -----------------------------------------------------------------------------
 
 
-def criterion(task: Task) -> tuple:
-    return task.label, tuple(map(str, list(task.labels.values())[0]))
+class FittedThreshold:
+    """The base's log-odds less those from which its answers on training rows are right most often."""
+
+    def __init__(self, setup: Setup):
+        self.setup = setup
+        z = torch.cat([setup.zero_shot(task, setup.training_rows(task)) for task in setup.mixture.train])
+        positive = torch.tensor([row.label == 0 for _, row in setup.training_pairs()])
+        z, order = z.sort()
+        gained = torch.where(positive[order], -1, 1).cumsum(
+            dim=0
+        )  # right answers, as one row more falls below
+        best = int(torch.cat([torch.zeros(1), gained]).argmax())
+        edges = torch.cat([z[:1] - 1, z, z[-1:] + 1])
+        self.threshold = (edges[best] + edges[best + 1]) / 2
+
+    def __call__(self, task: Task, rows: list[Row]) -> torch.Tensor:
+        return self.setup.zero_shot(task, rows) - self.threshold
 
 
-# ---- logistic regressions ------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class FewShot:
+    """The task's prompt, then SHOTS labelled rows as earlier turns."""
+
+    setup: Setup
+
+    def __call__(self, task: Task, rows: list[Row]) -> torch.Tensor | None:
+        setup, names, shots = self.setup, list(task.labels), []
+        same = [other for other in setup.mixture.train if other.criterion == task.criterion]
+        same = [other for other in same if other.domain != task.domain] or same
+        if not same or task.prompt_position == "after":
+            return None
+        rng = random.Random(f"shots-{setup.seed}-{task.name}")
+        pool = setup.training_rows(rng.choice(same))
+        for label in range(len(names)):
+            shots += rng.sample([row for row in pool if row.label == label], SHOTS // len(names))
+        rng.shuffle(shots)
+        turns = [{"role": "system", "content": task.prompt}]
+        for row in shots:
+            turns.append({"role": "user", "content": row.text})
+            turns.append({"role": "assistant", "content": names[row.label]})
+        prompts = [setup.tokenizer.chat([*turns, {"role": "user", "content": row.text}]) for row in rows]
+        return read_ids(setup.model, prompts, setup.tokenizer.label_ids(names)).log_odds[:, 0]
 
 
-def logistic(X: torch.Tensor, y: torch.Tensor, domains: list[str]) -> torch.Tensor:
-    """X (n, F), y (n,) in {0, 1} -> weights (F + 1,); the decay does best on the domains left out, then all are fitted."""
-    left_out = sorted(set(domains))[::3]
-    held = torch.tensor([domain in left_out for domain in domains])
-    if held.all() or not held.any():
-        return fit(X, y, DECAYS[1])
-    losses = {}
-    for decay in DECAYS:
-        losses[decay] = loss(fit(X[~held], y[~held], decay), X[held], y[held]).item()
-    return fit(X, y, min(losses, key=losses.get))
+# ---- logistic regressions ----------------------------------------------------------------------------------
+
+
+def logistic(X: torch.Tensor, pairs: list[tuple[Task, Row]]) -> torch.Tensor:
+    """X (n, F) of the pairs -> weights (F + 1,) for log-odds of the positive label.
+
+    Of DECAYS the one that does best on domains left out, then all are fitted."""
+    y = torch.tensor([float(row.label == 0) for _, row in pairs])
+    left_out = sorted({task.domain for task, _ in pairs})[::3]
+    held = torch.tensor([task.domain in left_out for task, _ in pairs])
+    decay = DECAYS[1]
+    if not held.all():
+        losses = [loss(fit(X[~held], y[~held], decay), X[held], y[held]).item() for decay in DECAYS]
+        decay = DECAYS[int(np.argmin(losses))]
+    return fit(X, y, decay)
 
 
 def fit(X: torch.Tensor, y: torch.Tensor, decay: float) -> torch.Tensor:
@@ -117,121 +155,62 @@ def fit(X: torch.Tensor, y: torch.Tensor, decay: float) -> torch.Tensor:
     return w.detach()
 
 
-def loss(w, X, y):
-    return torch.nn.functional.binary_cross_entropy_with_logits(log_odds_of(w, X), y)
+def loss(w: torch.Tensor, X: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return binary_cross_entropy_with_logits(log_odds(w, X), y)
 
 
-def log_odds_of(w, X):
+def log_odds(w: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
     return X @ w[:-1] + w[-1]
 
 
-def targets(labelled: list[tuple[Task, Row]]) -> tuple[torch.Tensor, list[str]]:
-    """(n,) 1 for the positive label, and the domains."""
-    return torch.tensor([float(row.label == 0) for _, row in labelled]), [task.domain for task, _ in labelled]
-
-
 class BagOfWords:
-    """A classifier for each criterion, of all training tasks with it; tasks with another one get a classifier of all training tasks."""
+    """A classifier for each criterion, of all training tasks with it; one of all training tasks for other criteria."""
 
     def __init__(self, setup: Setup):
-        self.labelled, self.fits = setup.labelled(), {}
-        counts = Counter(word for _, row in self.labelled for word in set(words(row.text)))
+        self.pairs, self.fits = setup.training_pairs(), {}
+        counts = Counter(word for _, row in self.pairs for word in set(words(row)))
         self.columns = {word: i for i, word in enumerate(sorted(word for word in counts if counts[word] > 1))}
 
     def features(self, rows: list[Row]) -> torch.Tensor:
         """(n, F) counts"""
         X = torch.zeros(len(rows), len(self.columns))
         for i, row in enumerate(rows):
-            for word in words(row.text):
+            for word in words(row):
                 if word in self.columns:
                     X[i, self.columns[word]] += 1
         return X
 
-    def __call__(self, task: Task, rows: list[Row]) -> np.ndarray:
-        same = [pair for pair in self.labelled if criterion(pair[0]) == criterion(task)]
-        key = criterion(task) if same else None
+    def __call__(self, task: Task, rows: list[Row]) -> torch.Tensor:
+        same = [(other, row) for other, row in self.pairs if other.criterion == task.criterion]
+        key = task.criterion if same else ""
         if key not in self.fits:
-            chosen = same or self.labelled
-            self.fits[key] = logistic(self.features([row for _, row in chosen]), *targets(chosen))
-        return log_odds_of(self.fits[key], self.features(rows)).double().numpy()
+            pairs = same or self.pairs
+            self.fits[key] = logistic(self.features([row for _, row in pairs]), pairs)
+        return log_odds(self.fits[key], self.features(rows))
 
 
-def words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+def words(row: Row) -> list[str]:
+    return re.findall(r"\w+", row.text.lower())
 
 
 class LinearProbe:
-    """On the base's hidden state at the answer position, over all training tasks; the prompt is part of what the state says."""
+    """On the base's hidden state at the answer position, over all training tasks: it says of the prompt as well."""
 
     def __init__(self, setup: Setup):
         self.setup = setup
-        X = torch.cat([self.hidden(task, setup.rows[task.name]) for task in setup.tasks])
+        X = torch.cat([self.hidden(task, setup.training_rows(task)) for task in setup.mixture.train])
         self.mean, self.std = X.mean(dim=0), X.std(dim=0) + 1e-6
-        self.w = logistic((X - self.mean) / self.std, *targets(setup.labelled()))
+        self.w = logistic((X - self.mean) / self.std, setup.training_pairs())
 
     @torch.inference_mode()
     def hidden(self, task: Task, rows: list[Row]) -> torch.Tensor:
         """(n, C)"""
-        setup = self.setup
-        ids = [encode_row(setup.tokenizer, task, row.text, limit=setup.limit).ids for row in rows]
-        states = torch.empty(len(ids), setup.model.config.hidden_size)
-        for batch, hidden in last_states(setup.model, ids):
-            states[batch] = hidden.float().cpu()
+        model, limit = self.setup.model, row_limit(self.setup.model.config, None)
+        ids = [encode_row(self.setup.tokenizer, task, row.text, limit=limit).ids for row in rows]
+        states = torch.empty(len(ids), model.config.hidden_size)
+        for batch, hidden in at_answers(model, ids, torch.Tensor.float):
+            states[batch] = hidden.cpu()
         return states
 
-    def __call__(self, task: Task, rows: list[Row]) -> np.ndarray:
-        return log_odds_of(self.w, (self.hidden(task, rows) - self.mean) / self.std).double().numpy()
-
-
-# ---- the base, asked otherwise -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class FewShot:
-    """The task's prompt, then SHOTS labelled rows as earlier turns; None where there are none."""
-
-    setup: Setup
-    seed: int
-    own: bool = False  # rows of the task's own training side
-
-    def __call__(self, task: Task, rows: list[Row]) -> np.ndarray | None:
-        if task.prompt_position == "after":
-            return None
-        rng, names = random.Random(f"shots-{self.seed}-{task.name}"), list(task.labels)
-        others = same_criterion(self.setup.tasks, task)
-        if self.own:
-            pool = [row for row in task.rows if row.side == "train"]
-        else:
-            pool = self.setup.rows[rng.choice(others).name] if others else []
-        if {row.label for row in pool} != set(range(len(names))):
-            return None
-        shots = []
-        for label in range(len(names)):
-            shots += rng.sample([row for row in pool if row.label == label], SHOTS // len(names))
-        rng.shuffle(shots)
-        turns = [{"role": "system", "content": task.prompt}]
-        for row in shots:
-            turns.append({"role": "user", "content": row.text})
-            turns.append({"role": "assistant", "content": names[row.label]})
-        chat, ids = self.setup.tokenizer.chat, self.setup.tokenizer.label_ids(names)
-        prompts = [chat([*turns, {"role": "user", "content": row.text}]) for row in rows]
-        return read_ids(self.setup.model, prompts, ids).log_odds[:, 0].double().numpy()
-
-
-class FittedThreshold:
-    """The base's log-odds less those from which its answers on training rows are right most often."""
-
-    def __init__(self, setup: Setup):
-        self.setup = setup
-        z = np.concatenate([setup.log_odds(task, setup.rows[task.name]) for task in setup.tasks])
-        positive = np.array([row.label == 0 for _, row in setup.labelled()])
-        order = np.argsort(z)
-        gained = np.cumsum(
-            np.where(positive[order], -1, 1)
-        )  # right answers, as the threshold passes one row after another
-        best = int(np.concatenate([[0], gained]).argmax())
-        edges = np.concatenate([[z.min() - 1], z[order], [z.max() + 1]])
-        self.threshold = float((edges[best] + edges[best + 1]) / 2)
-
-    def __call__(self, task: Task, rows: list[Row]) -> np.ndarray:
-        return self.setup.log_odds(task, rows) - self.threshold
+    def __call__(self, task: Task, rows: list[Row]) -> torch.Tensor:
+        return log_odds(self.w, (self.hidden(task, rows) - self.mean) / self.std)

@@ -1,6 +1,7 @@
 """What a study costs, before it starts: the tokens of each cell, and the hours they take at the speed measured here."""
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -8,6 +9,7 @@ from minimon.batch import encode_row
 from minimon.evaluate import read
 from minimon.generate import generate
 from minimon.study.cells import Cell
+from minimon.study.results import grid
 from minimon.study.self_labels import thought_tokens, unlabelled_rows
 from minimon.tasks import Task
 
@@ -28,11 +30,11 @@ class Estimate:
 
     def length(self, task: Task) -> float:
         """Mean tokens of a row with its prompt."""
-        if task not in self.lengths:
-            rows = task.rows[:SAMPLE]
-            ids = [encode_row(self.tokenizer, task, row.text).ids for row in rows]
-            self.lengths[task] = sum(map(len, ids)) / max(len(ids), 1)
-        return self.lengths[task]
+        key = (task.where, task.name)
+        if key not in self.lengths:
+            lengths = [len(encode_row(self.tokenizer, task, row.text).ids) for row in task.rows[:SAMPLE]]
+            self.lengths[key] = sum(lengths) / len(lengths)
+        return self.lengths[key]
 
     def tokens(self, cell: Cell) -> dict[str, float]:
         """{"trained", "read", "written"}"""
@@ -66,15 +68,21 @@ class Estimate:
         return {"trained": reading / TRAINED, "read": reading, "written": writing}
 
 
-def hours(tokens: dict[str, float], speeds: dict[str, float]) -> float:
-    return sum(tokens[kind] / speeds[kind] for kind in tokens) / 3600
-
-
-def within(cells: list[Cell], costs: list[float], budget: float | None) -> list[Cell]:
-    """The first cells that fit into the budget, all without one."""
-    kept, spent = [], 0.0
-    for cell, cost in zip(cells, costs, strict=True):
-        spent += cost
+def fit_in(cells: list[Cell], estimate: Estimate, jobs: int, budget: float | None) -> tuple[list[Cell], str]:
+    """The first cells that fit into `budget` hours, all without one; and the arithmetic, a table in markdown."""
+    speeds, kept, spent, by_kind = estimate.speeds(cells[0].mixture.train[0]), [], 0.0, {}
+    for cell in cells:
+        tokens = estimate.tokens(cell)
+        hours = sum(tokens[kind] / speeds[kind] for kind in tokens) / 3600 / jobs
+        spent += hours
         if budget is None or spent <= budget:
             kept.append(cell)
-    return kept
+        millions = {f"M tokens {kind}": tokens[kind] / 1e6 for kind in tokens}
+        by_kind.setdefault(cell.kind, Counter()).update({"cells": 1, **millions, "hours": hours})
+    speeds = ", ".join(f"{kind} {speed:.0f}" for kind, speed in speeds.items())
+    title = f"Plan: {spent:.1f} hours for {len(cells)} cells, {jobs} at a time"
+    text = f"{grid(title, 'cells of', by_kind, sign='')}\n\nTokens a second, as measured here: {speeds}.\n"
+    if len(kept) < len(cells):
+        left_out = ", ".join(cell.name for cell in cells[len(kept) :])
+        text += f"\nA budget of {budget:g} hours holds {len(kept)} cells and leaves out {left_out}.\n"
+    return kept, text
