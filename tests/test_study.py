@@ -1,135 +1,310 @@
-"""The study: effects and intervals on made scores, the plan of cells, and a small one end to end."""
+"""The study: effects and intervals on scores of known size, the plan of cells, and a small one end to end."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import train
-from minimon.study import __main__ as study
-from minimon.run.cli import parse
-from minimon.study.findings import Runs, against, difference, six_answers, uplift, verdict
 from minimon.metrics import DRAWS, Scores, intervals
+from minimon.run.cli import parse
+from minimon.study import __main__ as study
+from minimon.study.budget import fit_in
+from minimon.study.cells import PRESETS, REGIMES, Cell, plan
 from minimon.study.figures import write_figures
-from minimon.study.results import results
+from minimon.study.findings import (
+    Level,
+    Place,
+    Run,
+    against,
+    answers,
+    difference,
+    direction,
+    old_question,
+    uplift,
+    verdict,
+)
+from minimon.study.results import results, text, trained_labels
 from minimon.tasks import load_mixture
 from test_train import ROOT
+
+ADJACENT, REVERSED = Place("new_domain", "adjacent"), Place("new_prompt", "reversed")
 
 
 def scores(name, seed, gain, n=60, domain="d"):
     rng = np.random.default_rng(seed)
-    y = np.arange(n) % 2
+    labels = np.arange(n) % 2
 
     def side(gain):
-        z = gain * (y == 0) + rng.normal(size=n)
-        return np.stack([1 / (1 + np.exp(-z)), 1 - 1 / (1 + np.exp(-z))], axis=1)
-    return Scores(name, domain, y, np.array([f"{name}{i}" for i in range(n)]), side(0.5), side(gain))
+        z = gain * (labels == 0) + rng.normal(size=n)
+        return np.stack([z, -z], axis=1)
+
+    clusters = np.array([f"{name}{i}" for i in range(n)], dtype=object)
+    return Scores(name, domain, labels, clusters, side(0.5), side(gain))
 
 
-def run(seed, gain, far=0.5):
-    return {"new_domain": {"adjacent": [scores("a", seed, gain)], "far": [scores("f", seed + 50, far)]},
-            "new_prompt": {"reversed": [scores("r", seed + 70, -1.5)]}}
+def cell(name, kind="regime", seed=0, **fields):
+    return Cell(f"{name}-seed{seed}", kind, seed, "base", None, "", **fields)
 
 
-def test_an_effect_is_the_mean_over_seeds_with_seeds_and_transcripts_drawn():
-    even = [(0.3, np.full(DRAWS, 0.3)), (0.5, np.full(DRAWS, 0.5))]
-    found = difference(even, [(0.1, np.full(DRAWS, 0.1))] * 2)
-    assert found["mean"] == pytest.approx(0.3) and found["seeds"] == pytest.approx([0.2, 0.4]) and found["ci95"] == pytest.approx([0.2, 0.4])
+def run(seed, gain, far=0.5, name="none"):
+    tasks = [scores("a", seed, gain), scores("b", seed + 20, gain)]
+    splits = {
+        "new_domain": {"adjacent": tasks, "far": [scores("f", seed + 50, far)]},
+        "new_prompt": {"reversed": [scores("r", seed + 70, -1.5)]},
+    }
+    return Run(cell(name, seed=seed, label=name), splits)
+
+
+def test_an_effect_is_the_mean_over_seeds_with_seeds_drawn_anew():
+    def levels(*means):
+        return [Level(mean, np.full(DRAWS, mean), np.full(DRAWS, mean)) for mean in means]
+
+    found = difference(levels(0.3, 0.5), levels(0.1, 0.1))
+    assert found["mean"] == pytest.approx(0.3) and found["seeds"] == pytest.approx([0.2, 0.4])
+    assert found["ci95"] == pytest.approx([0.2, 0.4])
+
+
+def test_intervals_are_over_transcripts_and_over_tasks_and_the_wider_is_the_headline():
     one = run(0, 2.0)
-    assert uplift(Runs([one]), "new_domain", "adjacent")["ci95"] == intervals(one["new_domain"]["adjacent"])["auroc"]["uplift"]
-    many = Runs([run(seed, 2.0) for seed in range(5)])
-    assert verdict(uplift(many, "new_domain", "adjacent")) == "more" and verdict(uplift(many, "new_prompt", "reversed")) == "less"
-    same = against(many, many, "new_domain")
-    assert same["mean"] == 0 and same["ci95"] == [0, 0] and verdict(same) == "not shown"
+    found, expected = uplift([one], ADJACENT), intervals(one.tasks(ADJACENT))["auroc"]["uplift"]
+    assert found["transcripts_ci95"] == expected.transcripts and found["tasks_ci95"] == expected.tasks
+    assert found["ci95"] == expected.headline
+    many = [run(seed, 2.0) for seed in range(5)]
+    assert direction(uplift(many, ADJACENT)) == "more" and direction(uplift(many, REVERSED)) == "less"
 
 
-def test_the_six_questions_are_answered_from_the_regimes_there_are():
-    regimes = {name: Runs([run(seed, gain) for seed in range(3)]) for name, gain in (("none", 2.0), ("joint", 2.0), ("self", 1.5))}
-    answers = six_answers(regimes)
-    assert {answer["question"] for answer in answers} == {1, 2, 3, 6} and all(len(answer["seeds"]) == 3 for answer in answers)
-    kept = next(answer for answer in answers if answer["measure"] == "new_domain / adjacent: joint - classification alone")
+def test_a_gain_of_a_few_tasks_is_no_claim_about_tasks():
+    gains = {name: gain for name, gain in zip("abcdef", (4.0, 0.5, 4.0, 0.5, 0.5, 0.5), strict=True)}
+    tasks = [scores(name, ord(name), gain, n=400) for name, gain in gains.items()]
+    found = uplift([Run(cell("none"), {"new_domain": {"": tasks}})], Place("new_domain"))
+    low, high = found["transcripts_ci95"]
+    assert low > 0 and found["tasks_ci95"][1] - found["tasks_ci95"][0] > 2 * (high - low)
+    assert found["ci95"] == found["tasks_ci95"]
+
+
+def test_regimes_are_compared_on_the_seeds_that_both_have():
+    many = [run(seed, 2.0) for seed in range(3)]
+    same = against(many, many[1:], ADJACENT)
+    assert same["mean"] == 0 and same["ci95"] == [0, 0] and len(same["seeds"]) == 2
+    assert direction(same) == "not shown" and against(many[:1], many[1:], ADJACENT) is None
+
+
+def regimes_of(**gains):
+    return {name: [run(seed, gain, name=name) for seed in range(3)] for name, gain in gains.items()}
+
+
+def test_the_questions_are_answered_from_the_regimes_there_are():
+    regimes = regimes_of(none=2.0, joint=2.0, self=1.5) | {"self-at-once": regimes_of(once=0.5)["once"]}
+    found = answers(regimes)
+    assert {answer["question"] for answer in found} == {1, 2, 3, 6}
+    assert all(len(answer["seeds"]) == 3 for answer in found)
+    by_measure = {answer["measure"]: answer for answer in found}
+    kept = by_measure["new_domain / adjacent: joint - classification alone"]
     assert kept["mean"] == 0 and kept["verdict"] == "not shown"
-    assert six_answers({"joint": regimes["joint"]}) == []
+    assert by_measure["new_domain / adjacent: self labels - self labels at once"]["verdict"] == "more"
+    assert answers({"joint": regimes["joint"]}) == []
+
+
+def answer(mean, half, group=None, expected=1):
+    effect = {"mean": mean, "ci95": [mean - half, mean + half]}
+    return {**effect, "expected": expected, "group": group, "verdict": direction(effect)}
+
+
+def test_the_verdict_on_a_question_says_whether_the_study_could_have_told():
+    assert verdict([answer(0.1, 0.05)]) == "shown" and verdict([answer(-0.1, 0.05, expected=-1)]) == "shown"
+    assert verdict([answer(0.0, 0.02), answer(0.1, 0.05, "adjacent")]) == "in part"
+    assert verdict([answer(0.1, 0.05), answer(0.0, 0.05)]) == "in part"
+    assert verdict([answer(0.0, 0.02)]) == "not shown" and verdict([answer(-0.2, 0.1)]) == "not shown"
+    assert verdict([answer(0.01, 0.05)]) == "not answerable at this size"
+
+
+def test_the_old_question_share_is_of_the_pairs_on_which_the_questions_differ():
+    task = scores("r", 0, 0.5, n=40)
+    old = 1 - task.labels
+    z = np.where(old == 0, 2.0, -2.0)  # the adapter answers the trained question, whatever is asked
+    stuck = replace(task, adapter=np.stack([z, -z], axis=1))
+    texts = dict(zip(task.clusters, old.tolist(), strict=True))
+    same = {text: label for text, label in zip(task.clusters, task.labels.tolist(), strict=True)}
+    runs = [Run(cell("none"), {"new_prompt": {"turned": [stuck]}})]
+    found = old_question(runs, {"r": texts})["new_prompt / turned"]
+    assert found["adapter"]["mean"] == 1 and found["adapter"]["ci95"] == [1, 1]
+    right = (task.base.argmax(axis=1) == task.labels).mean()
+    assert found["base"]["mean"] == pytest.approx(1 - right)
+    assert old_question(runs, {"r": same}) == old_question(runs, {}) == {}
 
 
 def test_the_plan_holds_every_cell_once_and_mixtures_that_load(tmp_path):
-    settings = study.Settings(out=str(tmp_path), seeds=2, side_seeds=1)
+    preset = replace(PRESETS["world"], seeds=2, side_seeds=1)
     mixture = load_mixture(ROOT / "data/mixtures/default.toml")
     (tmp_path / "mixtures").mkdir()
-    cells = study.plan(settings, mixture, tmp_path, list(study.PARTS))
+    cells = plan(preset, mixture, tmp_path)
     names = [cell.name for cell in cells]
-    assert len(names) == len(set(names)) and [name for name in names if name.endswith("-seed1")] == [f"{name}-seed1" for name in study.REGIMES]
-    paths = sorted({cell.flags[cell.flags.index("--mixture") + 1] for cell in cells})
-    for path in paths[::16]:                    # a few of the kinds
-        made = load_mixture(path)
-        assert made.splits and made.train
-    few = load_mixture(tmp_path / "mixtures/tasks8-seed0.toml")
-    assert len(few.train) == 8 and sum(len(few.train_rows(task, 0)) for task in few.train) == pytest.approx(
-        sum(len(made.train_rows(task, 0)) for made in [load_mixture(tmp_path / "mixtures/tasks32-seed0.toml")] for task in made.train), rel=0.1)
-    one = load_mixture(tmp_path / "mixtures/from-shell.toml")
-    assert {task.domain for task in one.train} == {"shell"} and {task.domain for task in one.splits["trained"][""]} == {"shell"}
-    starts = {cell.name: cell for cell in cells if cell.name.startswith("scarce-")}
-    assert all((cell.after is not None) == ("-adapter-" in name) for name, cell in starts.items()) and len(starts) == 3 * 4 * 2
+    assert len(names) == len(set(names))
+    assert [name for name in names if name.endswith("-seed1")] == [f"{name}-seed1" for name in preset.regimes]
+    by_name = {cell.name: cell for cell in cells}
+    for name in ("joint0.1", "tasks8", "from-shell", "scarce-clinic-8-base"):
+        planned = by_name[f"{name}-seed0"].mixture
+        written = load_mixture(planned.path)
+        assert [task.name for task in written.train] == [task.name for task in planned.train]
+        assert written.cap == planned.cap and written.splits.keys() == {
+            key for key in planned.splits if planned.splits[key]
+        }
+
+    def rows_of(name):
+        return sum(len(by_name[name].mixture.train_rows(task, 0)) for task in by_name[name].mixture.train)
+
+    assert len(by_name["tasks8-seed0"].mixture.train) == 8
+    assert rows_of("tasks8-seed0") == pytest.approx(rows_of("tasks32-seed0"), rel=0.1)
+    shell = by_name["from-shell-seed0"].mixture
+    assert (
+        {task.domain for task in shell.train}
+        == {task.domain for task in shell.splits["trained"][""]}
+        == {"shell"}
+    )
+    starts = [cell for cell in cells if cell.kind == "scarce"]
+    assert len(starts) == 3 * 4 * 2
+    assert all(cell.after == ("none-seed0" if cell.start == "adapter" else None) for cell in starts)
+
+
+def test_the_presets_differ_in_size_alone():
+    world, real = PRESETS["world"], PRESETS["real"]
+    assert set(world.regimes) | {"joint0.75"} == set(real.regimes) == set(REGIMES)
+    assert set(real.parts) <= set(world.parts)
+
+
+def test_a_budget_leaves_out_the_last_cells():
+    class Estimate:
+        def speeds(self, task):
+            return {"trained": 1.0, "read": 10.0}
+
+        def tokens(self, cell):
+            return {"trained": 1800.0, "read": 18000.0}  # an hour in all
+
+    mixture = load_mixture(ROOT / "data/mixtures/default.toml")
+    cells = [replace(cell(name), mixture=mixture) for name in "abc"]
+    kept, arithmetic = fit_in(cells, Estimate(), 1, None)
+    assert kept == cells and "Plan: 3.0 hours for 3 cells" in arithmetic and "leaves out" not in arithmetic
+    kept, arithmetic = fit_in(cells, Estimate(), 2, 1.0)
+    assert kept == cells[:2] and "Plan: 1.5 hours" in arithmetic and "leaves out c-seed0." in arithmetic
 
 
 def of(world, out, **changes):
-    return study.Settings(model=str(world / "base"), mixture=str(world / "talking.toml"), out=str(out), seeds=1, **changes)
+    changes = {"parts": "regimes,baselines", "seeds": 1, **changes}
+    return study.Settings(
+        model=str(world / "base"), mixture=str(world / "talking.toml"), out=str(out), **changes
+    )
 
 
-def in_process(monkeypatch, stop_at=None):
-    """train.py's main in place of a process, a few steps each."""
-    done = []
+class InProcess(study.Children):
+    """train.py's main in place of a process, a few steps each. `codes`: name of a cell -> how it ends instead."""
 
-    def call(command, **keywords):
-        if len(done) == stop_at:
-            return type("Result", (), {"returncode": 130})
-        done.append(command[command.index("--out") + 1])
-        return type("Result", (), {"returncode": train.main(parse(train.Settings, [*command[2:], "--steps", "2", "--batch-size", "4",
-                                                                                   "--instruct-steps", "1"]))})
-    monkeypatch.setattr(study.subprocess, "run", call)
-    monkeypatch.setattr(train, "stop_signals", list)       # signals reach the main thread alone
-    return done
+    codes: dict = {}
+    done: list = []
+
+    def run(self, command, log, env=None):
+        name = command[command.index("--out") + 1].split("/")[-1]
+        if name in self.codes:
+            with open(log, "w") as file:
+                file.write("loading\nerror: no such thing\n")
+            return self.codes[name]
+        self.done.append(name)
+        few = ["--steps", "2", "--batch-size", "4", "--instruct-steps", "1"]
+        return train.main(parse(train.Settings, [*command[2:], *few]))
 
 
-def test_a_study_that_was_stopped_goes_on_and_reports(world, tmp_path, monkeypatch, capsys):
-    settings = of(world, tmp_path, parts="regimes,baselines")
-    with monkeypatch.context() as patch:
-        first = in_process(patch, stop_at=2)
-        assert study.main(settings) == 130 and len(first) == 2 and "goes on" in capsys.readouterr().out
-    second = in_process(monkeypatch)
-    assert study.main(settings) == 0 and len(second) == 3 and not set(first) & set(second)
+@pytest.fixture
+def children(monkeypatch):
+    monkeypatch.setattr(study, "Children", InProcess)
+    monkeypatch.setattr(train, "stop_signals", list)  # signals reach the main thread alone
+    monkeypatch.setattr(InProcess, "codes", {})
+    monkeypatch.setattr(InProcess, "done", [])
+    return InProcess
+
+
+def test_a_study_that_was_stopped_goes_on_and_reports(world, tmp_path, children, capsys):
+    settings = of(world, tmp_path)
+    children.codes["after-seed0"] = 130
+    assert study.main(settings) == 130 and children.done == ["none-seed0", "joint-seed0"]
+    assert "goes on" in capsys.readouterr().out
+    part = json.loads((tmp_path / "results.json").read_text())
+    assert part["cells"] == 2 and part["seeds"] == {"none": 1, "joint": 1}
+    children.codes.clear()
+    assert study.main(settings) == 0 and len(children.done) == len(set(children.done)) == 6
     found = json.loads((tmp_path / "results.json").read_text())
-    assert found["cells"] == found["planned"] == 5 and {answer["question"] for answer in found["answers"]} == {1, 2, 3, 4, 6}
+    assert found["cells"] == found["planned"] == 6
+    assert {answer["question"] for answer in found["answers"]} == {1, 2, 3, 4, 6}
     assert found["labels"]["self-seed0"]["rows"] > 0 and "bag of words" in found["baselines"]
-    assert "# Results of the study" in (tmp_path / "results.md").read_text() and "5 of 5 cells" in capsys.readouterr().out
-    assert study.main(of(world, tmp_path, parts="regimes,baselines", results=True)) == 0
+    assert [row["question"] for row in found["questions"]] == [1, 2, 3, 4, 6]
+    assert found["old_question"]["none"]["new_prompt / turned"]["adapter"]["mean"] >= 0
+    assert "# Results of the study" in (tmp_path / "results.md").read_text()
+    assert "hours for 6 cells" in (tmp_path / "plan.md").read_text()
+    assert "6 of 6 cells" in capsys.readouterr().out
+    assert study.main(of(world, tmp_path, results=True)) == 0
 
 
-def test_a_cell_that_fails_ends_the_study_with_its_last_line(world, tmp_path, monkeypatch):
-    def call(command, stdout, **keywords):
-        stdout.write("loading\nerror: no such thing\n")
-        return type("Result", (), {"returncode": 2})
-    monkeypatch.setattr(study.subprocess, "run", call)
-    with pytest.raises(ValueError, match="none-seed0: train.py ended with 2: error: no such thing"):
-        study.main(of(world, tmp_path, parts="regimes"))
+def test_a_cell_that_fails_says_so_at_once_and_the_others_go_on(world, tmp_path, children, capsys):
+    children.codes["none-seed0"] = 2
+    assert study.main(of(world, tmp_path, parts="regimes,scarce", side_seeds=1)) == 2
+    errors = capsys.readouterr().err
+    assert (
+        "none-seed0: train.py ended with 2: error: no such thing" in errors and "failed: none-seed0" in errors
+    )
+    assert "joint-seed0" in children.done and "scarce-new-8-base-seed0" in children.done
+    assert not [name for name in children.done if "-adapter-" in name]  # they start from the one that failed
 
 
-def test_curves_transfer_and_scarce_labels_come_from_the_names_of_cells(tmp_path):
-    report = {"splits": {}, "inter_task": {"mean": 0.6, "base_mean": 0.5, "epsilon": 0.75, "generalizes": False}}
-    cells = {f"{name}-seed{seed}": (run(seed, gain), report) for seed in (0, 1)
-             for name, gain in (("none", 2.0), ("joint", 1.5), ("joint0.1", 1.0), ("joint0.5", 3.0), ("tasks8", 1.0))}
+def test_what_cannot_be_studied_is_refused(world, tmp_path):
+    with pytest.raises(ValueError, match="expected --parts of regimes"):
+        study.main(of(world, tmp_path, parts="regime"))
+
+
+def test_curves_transfer_and_scarce_labels_are_made_of_the_fields_of_cells(tmp_path):
+    judged = {"mean": 0.6, "base_mean": 0.5, "epsilon": 0.75, "generalizes": False}
+    report, runs = {"splits": {}, "inter_task": judged}, []
     for seed in (0, 1):
-        cells[f"from-shell-seed{seed}"] = ({"trained": {"": [scores("s", seed, 3.0, domain="shell")]},
-                                            "new_domain": {"home": [scores("h", seed, 0.5, domain="home")]}}, report)
-        for k, gain in (("8", 1.0), ("all", 3.0)):
+        for name, x, gain in (("none", 0.0, 2.0), ("joint", 0.25, 1.5)):
+            runs.append(replace(run(seed, gain), cell=cell(name, seed=seed, label=name, x=x), report=report))
+        for kind, x, gain in (("share", 0.1, 1.0), ("share", 0.5, 3.0), ("tasks", 8, 1.0), ("rows", 30, 1.0)):
+            runs.append(replace(run(seed, gain), cell=cell(f"{kind}{x}", kind, seed, x=x)))
+        other = replace(cell("base-other", "base", seed, label="other"), model="other")
+        runs.append(replace(run(seed, 1.0), cell=other))
+        splits = {
+            "trained": {"": [scores("s", seed, 3.0, domain="shell")]},
+            "new_domain": {"home": [scores("h", seed, 0.5, domain="home")]},
+        }
+        runs.append(Run(cell("from-shell", "transfer", seed, label="shell"), splits))
+        for k, gain in ((8, 1.0), (None, 3.0)):
             for start in ("base", "adapter"):
-                cells[f"scarce-d-{k}-{start}-seed{seed}"] = ({"trained": {"": [scores("a", seed, gain)]}}, report)
-    found = results(cells, None, 0.25)
-    numbers = found["numbers"]
-    assert [point["x"] for point in numbers["dilution"]["fraction"]] == [0, 0.1, 0.25, 0.5] and numbers["dilution"]["tasks"][0]["x"] == 8
-    assert numbers["dilution"]["fraction"][3]["new_domain / adjacent"]["mean"] > numbers["dilution"]["fraction"][1]["new_domain / adjacent"]["mean"]
-    assert numbers["transfer"]["shell"]["shell"]["mean"] > 0.2 > abs(numbers["transfer"]["shell"]["home"]["mean"])
-    assert [(point["k"], point["start"]) for point in numbers["scarce"]] == [(k, s) for k in (0, 8, None) for s in ("adapter", "base")]
-    assert numbers["seeds"] == {"none": 2, "joint": 2} and "## Scarce labels" in found["text"]
+                few = cell(f"scarce-d-{k}-{start}", "scarce", seed, label="d", x=k, start=start)
+                runs.append(Run(few, {"trained": {"": [scores("a", seed, gain)]}}))
+    numbers = results(runs, {}, {})
+    fraction = numbers["dilution"]["fraction"]
+    assert [point["x"] for point in fraction] == [0, 0.1, 0.25, 0.5]
+    assert fraction[3]["new_domain / adjacent"]["mean"] > fraction[1]["new_domain / adjacent"]["mean"]
+    assert [point["x"] for key in ("tasks", "rows", "bases") for point in numbers["dilution"][key]] == [
+        8,
+        30,
+        "base",
+        "other",
+    ]
+    shell = numbers["transfer"]["shell"]
+    assert shell["shell"]["mean"] > 0.2 > abs(shell["home"]["mean"])
+    points = [(point["k"], point["start"]) for point in numbers["scarce"]]
+    assert points == [(k, start) for k in (0, 8, None) for start in ("adapter", "base")]
+    assert numbers["seeds"] == {"none": 2, "joint": 2} and "## Scarce labels" in text(numbers)
     pytest.importorskip("matplotlib", reason="figures need the plot extra")
-    assert write_figures(numbers, tmp_path) and (tmp_path / "study.png").stat().st_size > 10_000 and (tmp_path / "transfer.png").exists()
+    assert write_figures(numbers, tmp_path)
+    assert (tmp_path / "study.png").stat().st_size > 10_000 and (tmp_path / "transfer.png").exists()
+
+
+def test_the_trained_question_of_a_text_is_that_of_a_training_task_on_it(world):
+    mixture = load_mixture(world / "talking.toml")
+    (task,) = mixture.splits["new_prompt"]["turned"]
+    found = trained_labels(mixture)
+    old = {row.text: row.label for row in mixture.train[0].rows}
+    assert set(found) == {"old"} and len(found["old"]) == len(old)
+    assert (
+        sorted(found["old"].values()) == sorted(old.values()) and task.rows[0].label != old[task.rows[0].text]
+    )

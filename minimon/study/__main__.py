@@ -1,224 +1,198 @@
-"""The study: regimes x seeds, then dilution, transfer, scarce labels and baselines; each cell a run of train.py in a directory of its own.
+"""The study: regimes x seeds, then what surrounds them; each cell a run of train.py in a directory of its own.
 
-    python -m minimon.study                                # the shipped mixture on the shipped base; stopped, the same command goes on
+    python -m minimon.study                                # the shipped mixture on the shipped base
+    python -m minimon.study --preset real --budget 8       # real text on a real model, what fits into eight hours
     python -m minimon.study --model Qwen/Qwen3-0.6B --train "--device cuda --batch-size 64 --lr 2e-4"
     python -m minimon.study --results                      # of the cells that are there
 
-Writes results.json, results.md, and study.png and transfer.png where matplotlib is installed.
+If stopped, the same command goes on. Writes plan.md first, then, as cells end, results.json, results.md, and study.png and
+transfer.png where matplotlib is installed.
 """
 
-import json
 import os
-import random
 import shlex
-import subprocess
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from minimon.checkpoint import load_model
-from minimon.run.cli import ROOT, one_line_errors, parse, setting, shipped
 from minimon.files import read_json, write_json, write_text
-from minimon.report import read_scores
+from minimon.report.scores import read_scores
+from minimon.run.children import Children, last_line
+from minimon.run.cli import ROOT, one_line_errors, parse, setting, shipped
+from minimon.study.budget import Estimate, fit_in
+from minimon.study.cells import PRESETS, Cell, Preset, plan
 from minimon.study.figures import write_figures
-from minimon.study.results import measure_baselines, results
+from minimon.study.findings import Run
+from minimon.study.results import measure_baselines, results, text, trained_labels
 from minimon.tasks import Mixture, load_mixture
 from minimon.tokenizer import load_tokenizer
 
-PARTS = ("regimes", "dilution", "transfer", "scarce", "baselines")
-REGIMES = {"none": (), "joint": ("--instruct", "joint"), "after": ("--instruct", "after"), "only": ("--instruct", "only"),
-           "self": ("--labels", "self")}
-FRACTIONS = (0.1, 0.5, 0.75)                   # of instruction rows, beside the mixture's own
-TASK_COUNTS = (8, 32)                          # training tasks, beside all of them, at a fixed number of examples
-LABELLED = (8, 32, 128)                        # rows of a new domain
-SCARCE_TASKS, SCARCE_DOMAINS = 4, 3
+STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # exit codes of a run that a signal ended
 
 
 @dataclass(frozen=True)
 class Settings:
-    model: str = setting("data/base", "checkpoint directory or hub id")
-    mixture: str = setting("data/mixtures/default.toml", "what is trained and evaluated on")
-    out: str = setting("runs/study", "directory of the cells and the results")
-    parts: str = setting(",".join(PARTS), "what to measure, separated by commas")
-    seeds: int = setting(5, "of each regime")
-    side_seeds: int = setting(2, "of dilution, transfer and scarce labels")
-    jobs: int = setting(1, "cells at a time; the cores are shared out among them")
-    train: str = setting("", "more flags for every run of train.py, in quotes")
+    preset: str = setting("world", "which study: of the shipped world, or of real text", tuple(PRESETS))
+    model: str | None = setting(
+        None, "checkpoint directory or hub id; this and what follows: the preset's if not given"
+    )
+    mixture: str | None = setting(None, "what is trained and evaluated on")
+    out: str | None = setting(None, "directory of the cells and the results")
+    parts: str | None = setting(None, "what to measure: some of regimes,dilution,transfer,scarce,baselines")
+    seeds: int | None = setting(None, "of each regime")
+    side_seeds: int | None = setting(None, "of everything else")
+    jobs: int | None = setting(None, "cells at a time; the cores are shared out among them")
+    train: str | None = setting(None, "more flags for every run of train.py, in quotes")
+    budget: float | None = setting(None, "hours; cells that do not fit are left out, the last first")
     results: bool = setting(False, "train nothing; results of the cells that are finished")
 
 
-@dataclass(frozen=True)
-class Cell:
-    name: str
-    flags: tuple[str, ...]
-    after: str | None = None                   # a cell whose adapter this one starts from
-
-
 def main(settings: Settings) -> int:
-    parts = settings.parts.split(",")
-    if set(parts) - set(PARTS) or min(settings.seeds, settings.side_seeds, settings.jobs) < 1:
-        raise ValueError(f"expected --parts of {', '.join(PARTS)} and positive numbers of seeds and jobs; got {settings.parts!r}, "
-                         f"{settings.seeds}, {settings.side_seeds}, {settings.jobs}")
-    mixture, out = load_mixture(shipped(settings.mixture)), Path(settings.out)
+    preset = chosen(settings)
+    mixture, out = load_mixture(shipped(preset.mixture)), Path(preset.out)
     (out / "mixtures").mkdir(parents=True, exist_ok=True)
-    cells = plan(settings, mixture, out, parts)
-    if not settings.results:
-        if not run_cells(cells, settings, out):
-            print(f"\nstopped; the same command goes on in {out}")
-            return 130
-        if "baselines" in parts and not (out / "baselines.json").exists():
-            model, tokenizer = load_model(shipped(settings.model)), load_tokenizer(shipped(settings.model))
-            write_json(out / "baselines.json", measure_baselines(model, tokenizer, mixture))
-    done = {cell.name: out / "cells" / cell.name for cell in cells if finished(out, cell)}
-    found = results({name: (read_scores(path / "scores.jsonl"), read_json(path / "report.json")) for name, path in done.items()},
-                    read_json(out / "baselines.json") if (out / "baselines.json").exists() else None,
-                    mixture.instruct.fraction if mixture.instruct else None)
-    about = {"model": settings.model, "mixture": settings.mixture, "train": settings.train, "cells": len(done), "planned": len(cells)}
-    write_json(out / "results.json", {**about, **found["numbers"]})
-    write_text(out / "results.md", found["text"])
-    write_figures(found["numbers"], out)
-    print(f"{found['text']}\n{len(done)} of {len(cells)} cells; results in {out}")
-    return 0
+    study = Study(preset, mixture, out, plan(preset, mixture, out))
+    if settings.results:
+        study.write()
+        return study.report()
+    threads = max(1, (os.cpu_count() or 1) // preset.jobs)
+    torch.set_num_threads(threads)
+    model, tokenizer = load_model(shipped(preset.model)), load_tokenizer(shipped(preset.model))
+    study.cells, arithmetic = fit_in(study.cells, Estimate(model, tokenizer), preset.jobs, settings.budget)
+    write_text(out / "plan.md", arithmetic)
+    print(arithmetic)
+    try:
+        study.run({"OMP_NUM_THREADS": str(threads)} if preset.jobs > 1 else {})
+    except KeyboardInterrupt as error:
+        study.write()
+        print(f"\nstopped; the same command goes on in {out}")
+        return 128 + (error.args[0] if error.args else signal.SIGINT)
+    if "baselines" in preset.parts and not (out / "baselines.json").exists():
+        write_json(out / "baselines.json", measure_baselines(model, tokenizer, mixture))
+    study.write()
+    return study.report()
 
 
-# ---- cells -----------------------------------------------------------------------------------------------------------------
+def chosen(settings: Settings) -> Preset:
+    """The preset with what the command line says otherwise."""
+    preset = PRESETS[settings.preset]
+    given = {
+        key: value for key, value in asdict(settings).items() if value is not None and hasattr(preset, key)
+    }
+    if "parts" in given:
+        given["parts"] = tuple(settings.parts.split(","))
+    found = replace(preset, **given)
+    unknown = set(found.parts) - set(PRESETS["world"].parts)
+    if unknown or min(found.seeds, found.side_seeds, found.jobs) < 1:
+        raise ValueError(
+            f"expected --parts of {', '.join(PRESETS['world'].parts)} and positive numbers of seeds and jobs; got "
+            f"{', '.join(found.parts)}, {found.seeds}, {found.side_seeds}, {found.jobs}"
+        )
+    return found
 
 
-def plan(settings: Settings, mixture: Mixture, out: Path, parts: list[str]) -> list[Cell]:
-    """All cells, those of one seed together, so that a study that was cut short has whole seeds."""
-    cells = []
-    small = {split: groups for split, groups in mixture.splits.items() if split in ("new_domain", "new_prompt")}
-    regimes = {name: flags for name, flags in REGIMES.items() if name in ("none", "self") or mixture.instruct}
-    for seed in range(settings.seeds if "regimes" in parts else 0):
-        cells += [Cell(f"{name}-seed{seed}", (*common(settings, mixture.path, seed), *flags)) for name, flags in regimes.items()]
-    for seed in range(settings.side_seeds):
-        if "transfer" in parts:
-            cells += transfer_cells(settings, mixture, out, seed)
-        if "dilution" in parts and mixture.instruct:
-            path = write_mixture(mixture, out / "mixtures/small.toml", mixture.train, mixture.cap, small)
-            cells += [Cell(f"joint{fraction:g}-seed{seed}", (*common(settings, path, seed), "--instruct", "joint",
-                                                             "--instruct-fraction", str(fraction))) for fraction in FRACTIONS]
-        if "dilution" in parts:
-            for count in [count for count in (*TASK_COUNTS, len(mixture.train)) if count <= len(mixture.train)]:
-                tasks = random.Random(f"tasks-{seed}-{count}").sample(mixture.train, count)
-                cap = max(2, (mixture.cap or 64) * min(TASK_COUNTS) // count)
-                path = write_mixture(mixture, out / f"mixtures/tasks{count}-seed{seed}.toml", tasks, cap, new_only(small, tasks))
-                cells.append(Cell(f"tasks{count}-seed{seed}", common(settings, path, seed)))
-        if "scarce" in parts:
-            cells += scarce_cells(settings, mixture, out, seed, "regimes" in parts)
-    return cells
+@dataclass
+class Study:
+    preset: Preset
+    mixture: Mixture
+    out: Path
+    cells: list[Cell]
+    runs: dict[str, Run] = field(default_factory=dict)  # of finished cells, with their draws
+    failed: set[str] = field(default_factory=set)
 
+    @cached_property
+    def trained(self) -> dict[str, dict[str, int]]:
+        return trained_labels(self.mixture)
 
-def common(settings: Settings, mixture: Path, seed: int) -> tuple[str, ...]:
-    return ("--model", settings.model, "--mixture", str(mixture), "--seed", str(seed), *shlex.split(settings.train))
+    def directory(self, cell: Cell) -> Path:
+        return self.out / "cells" / cell.name
 
+    def is_finished(self, cell: Cell) -> bool:
+        return (self.directory(cell) / "report.json").exists()
 
-def transfer_cells(settings, mixture: Mixture, out: Path, seed: int) -> list[Cell]:
-    """Trained on one domain, measured on all: the prompts that other domains were trained with are new to it."""
-    cells, first = [], next(iter(mixture.splits.get("new_domain", {"": []})))
-    measured = [*(task for tasks in mixture.splits.get("trained", {}).values() for task in tasks),
-                *mixture.splits.get("new_domain", {}).get(first, [])]
-    for domain in dict.fromkeys(task.domain for task in mixture.train):
-        train = [task for task in mixture.train if task.domain == domain]
-        splits = {"trained": {"": []}, "new_domain": {}}
-        for task in measured:
-            place = splits["trained"][""] if task.domain == domain else splits["new_domain"].setdefault(task.domain, [])
-            place.append(task)
-        path = write_mixture(mixture, out / f"mixtures/from-{domain}.toml", train, mixture.cap,
-                             {split: {group: tasks for group, tasks in groups.items() if tasks} for split, groups in splits.items()})
-        cells.append(Cell(f"from-{domain}-seed{seed}", (*common(settings, path, seed), "--steps", "150")))     # an eighth of the rows
-    return cells
+    def run(self, env: dict[str, str]) -> None:
+        """Every cell that is not finished, those that start from another's adapter last. A failure is printed at once."""
+        waiting = [cell for cell in self.cells if not self.is_finished(cell)]
+        done = len(self.cells) - len(waiting)
+        with (
+            ThreadPoolExecutor(self.preset.jobs) as pool,
+            Children() as children,
+            tqdm(total=len(self.cells), initial=done, desc="study", unit="cell") as bar,
+        ):
+            for later in (False, True):
+                futures = {}
+                for cell in waiting:
+                    if bool(cell.after) == later and cell.after not in self.failed:
+                        futures[pool.submit(self.run_cell, cell, children, env)] = cell
+                for future in as_completed(futures):
+                    self.ended(futures[future], future.result())
+                    bar.update()
 
+    def run_cell(self, cell: Cell, children: Children, env: dict[str, str]) -> int:
+        self.directory(cell).mkdir(parents=True, exist_ok=True)
+        command = [
+            sys.executable,
+            str(ROOT / "train.py"),
+            "--model",
+            cell.model,
+            "--mixture",
+            str(cell.mixture.path),
+        ]
+        command += [
+            "--seed",
+            str(cell.seed),
+            *shlex.split(cell.flags),
+            "--out",
+            str(self.directory(cell)),
+            "--resume",
+        ]
+        command += ["--base-scores", str(self.out / "base.safetensors")]
+        if cell.after:
+            command += ["--init-adapter", str(self.out / "cells" / cell.after)]
+        return children.run(command, f"{self.directory(cell)}.log", env)
 
-def scarce_cells(settings, mixture: Mixture, out: Path, seed: int, adapter: bool) -> list[Cell]:
-    """A few labelled rows of a new domain, from the base and from the cross-domain adapter of the same seed."""
-    cells, domains = [], {}
-    for i in range(max(map(len, mixture.splits.get("new_domain", {"": []}).values()))):
-        for tasks in mixture.splits["new_domain"].values():        # tasks of each group in turn
-            for task in tasks[i:i + 1]:
-                domains.setdefault(task.domain, []).append(task)
-    usable = {domain: tasks[:SCARCE_TASKS] for domain, tasks in domains.items()
-              if all(task.select("train", 2, balance=True, seed=0) for task in tasks)}
-    for domain, tasks in list(usable.items())[:SCARCE_DOMAINS]:
-        for rows in (*LABELLED, None):
-            path = out / f"mixtures/scarce-{domain}-{rows or 'all'}.toml"
-            write_mixture(mixture, path, tasks, rows and max(2, rows // len(tasks)), {"trained": {"": tasks}})
-            flags = (*common(settings, path, seed), "--steps", "150", "--batch-size", "8")
-            for start in ("base", "adapter")[:1 + adapter]:
-                cell = f"none-seed{seed}" if start == "adapter" else None
-                more = ("--init-adapter", str(out / "cells" / cell)) if cell else ()
-                cells.append(Cell(f"scarce-{domain}-{rows or 'all'}-{start}-seed{seed}", (*flags, *more), cell))
-    return cells
+    def ended(self, cell: Cell, code: int) -> None:
+        if code in STOPPED:
+            raise KeyboardInterrupt
+        if code:
+            self.failed.add(cell.name)
+            line = last_line(f"{self.directory(cell)}.log")
+            tqdm.write(f"{cell.name}: train.py ended with {code}: {line}", file=sys.stderr)
+        else:
+            self.write()
 
+    def write(self) -> None:
+        """results.json, results.md and the figures of the cells that are there."""
+        for cell in self.cells:
+            if cell.name not in self.runs and self.is_finished(cell):
+                scores = read_scores(self.directory(cell) / "scores.jsonl")
+                self.runs[cell.name] = Run(cell, scores, read_json(self.directory(cell) / "report.json"))
+        runs = [self.runs[cell.name] for cell in self.cells if cell.name in self.runs]
+        path = self.out / "baselines.json"
+        numbers = results(runs, read_json(path) if path.exists() else {}, self.trained)
+        about = {"model": self.preset.model, "mixture": self.preset.mixture, "train": self.preset.train}
+        about |= {"cells": len(runs), "planned": len(self.cells)}
+        write_json(self.out / "results.json", {**about, **numbers})
+        write_text(self.out / "results.md", text(numbers))
+        write_figures(numbers, self.out)
 
-def new_only(splits, train):
-    """Without the evaluation tasks whose domain is no longer trained on, where it should be."""
-    domains = {task.domain for task in train}
-    kept = {split: {group: [task for task in tasks if split != "new_prompt" or task.domain in domains] for group, tasks in groups.items()}
-            for split, groups in splits.items()}
-    return {split: {group: tasks for group, tasks in groups.items() if tasks} for split, groups in kept.items() if any(groups.values())}
-
-
-def write_mixture(mixture: Mixture, path: Path, train, cap, splits) -> Path:
-    """A mixture like this one with other tasks."""
-    def listed(tasks):
-        return "[" + ", ".join(json.dumps(f"{Path(task.where).resolve()}#{task.name}") for task in tasks) + "]"
-
-    lines = [f"name = {json.dumps(path.stem)}"] + ([f"max_chars = {mixture.max_chars}"] if mixture.max_chars else [])
-    lines += ["[train]", f"tasks = {listed(train)}", f"balance = {json.dumps(mixture.balance)}"] + ([f"cap = {cap}"] if cap else [])
-    if mixture.instruct:
-        lines += ["[instruct]", f"rows = {json.dumps(str(mixture.instruct.path.resolve()))}"]
-    lines += ["[eval]"] + ([f"rows = {mixture.eval_rows}"] if mixture.eval_rows else [])
-    for split, groups in splits.items():
-        if groups:
-            lines += [f"[eval.{split}]", *(f"{json.dumps(group or 'tasks')} = {listed(tasks)}" for group, tasks in groups.items())]
-    write_text(path, "\n".join(lines) + "\n")
-    return path
-
-
-# ---- running ---------------------------------------------------------------------------------------------------------------
-
-
-def finished(out: Path, cell: Cell) -> bool:
-    return (out / "cells" / cell.name / "report.json").exists()
-
-
-def run_cells(cells: list[Cell], settings: Settings, out: Path) -> bool:
-    """Every cell that is not finished; False where it was stopped."""
-    waiting = [cell for cell in cells if not finished(out, cell)]
-    threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // settings.jobs))} if settings.jobs > 1 else {}
-
-    def run(cell):
-        directory = out / "cells" / cell.name
-        directory.mkdir(parents=True, exist_ok=True)
-        with open(out / "cells" / f"{cell.name}.log", "w", encoding="utf-8") as log:
-            command = [sys.executable, str(ROOT / "train.py"), *cell.flags, "--out", str(directory), "--resume",
-                       "--base-scores", str(out / "base.safetensors")]
-            return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, **threads}).returncode
-
-    with tqdm(total=len(cells), initial=len(cells) - len(waiting), desc="study", unit="cell") as bar:
-        for batch in ([cell for cell in waiting if not cell.after], [cell for cell in waiting if cell.after]):
-            with ThreadPoolExecutor(settings.jobs) as pool:
-                futures = {pool.submit(run, cell): cell for cell in batch}
-                try:
-                    for future in as_completed(futures):
-                        cell, code = futures[future], future.result()
-                        if code in (130, 143, -2, -15):
-                            raise KeyboardInterrupt
-                        if code:
-                            lines = (out / "cells" / f"{cell.name}.log").read_text(encoding="utf-8").strip().splitlines()
-                            raise ValueError(f"{cell.name}: train.py ended with {code}: {lines[-1] if lines else 'no output'}")
-                        bar.set_postfix_str(cell.name)
-                        bar.update()
-                except (KeyboardInterrupt, ValueError) as error:
-                    pool.shutdown(wait=True, cancel_futures=True)
-                    if isinstance(error, ValueError):
-                        raise
-                    return False
-    return True
+    def report(self) -> int:
+        """The exit code, after a last word."""
+        print((self.out / "results.md").read_text(encoding="utf-8"))
+        print(f"{len(self.runs)} of {len(self.cells)} cells; results in {self.out}")
+        if self.failed:
+            print(
+                f"failed: {', '.join(sorted(self.failed))}; what each says is in cells/<name>.log",
+                file=sys.stderr,
+            )
+        return 2 if self.failed else 0
 
 
 if __name__ == "__main__":

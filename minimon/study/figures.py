@@ -1,106 +1,117 @@
-"""Figures of the study, where matplotlib is installed: the six answers; adjacency and scarce labels."""
+"""Figures of the study, where matplotlib is installed: the six answers; transfer and the curves that explain them."""
 
 from pathlib import Path
 
 import numpy as np
 
+Series = dict[str, dict[str, dict]]  # label -> tick -> effect
+NAMES = {
+    "none": "classification",
+    "after": "then instructions",
+    "only": "instructions only",
+    "self": "self labels",
+}
+PLAIN = ("none", "joint", "joint0.75", "after", "only")
+
 
 def write_figures(numbers: dict, out: Path) -> bool:
-    """study.png, the six answers, and transfer.png, adjacency and scarce labels. False where matplotlib is not installed."""
+    """study.png, the six answers, and transfer.png, what surrounds them. False where matplotlib is not installed."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    if numbers["regimes"]:
-        figure = Figure(figsize=(13, 7), layout="constrained")
+    curves = {title: series for title, series in around(numbers).items() if series}
+    columns = len(curves) + bool(numbers["transfer"])
+    figure = Figure(figsize=(13, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, (title, series) in zip(figure.subplots(2, 3).flat, six(numbers).items(), strict=True):
+        panel(axis, title, series, joined=title.startswith("3"))
+    figure.savefig(out / "study.png", dpi=110, metadata={"Software": None})
+    if columns:
+        figure = Figure(figsize=(6 * columns, 4.5), layout="constrained")
         FigureCanvasAgg(figure)
-        six_panels(figure.subplots(2, 3), numbers)
-        figure.savefig(out / "study.png", dpi=110, metadata={"Software": None})
-    if numbers["transfer"] or numbers["scarce"]:
-        figure = Figure(figsize=(13, 4.2), layout="constrained")
-        FigureCanvasAgg(figure)
-        left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-        heat_map(figure, left, numbers["transfer"])
-        scarce_panel(right, numbers["scarce"])
+        axes = list(figure.subplots(1, columns, squeeze=False).flat)
+        if numbers["transfer"]:
+            heat_map(figure, axes.pop(0), numbers["transfer"])
+        for axis, (title, series) in zip(axes, curves.items(), strict=True):
+            panel(axis, title, series, joined=True)
         figure.savefig(out / "transfer.png", dpi=110, metadata={"Software": None})
     return True
 
 
-def six_panels(axes, numbers):
-    regimes, ways = numbers["regimes"], ("none", "joint", "after", "only")
-    names = {"none": "classification", "joint": "joint", "after": "then instructions", "only": "instructions only", "self": "self labels"}
-
-    def panel(axis, title, shown, split):
-        groups = [group for group in regimes["none"] if group == split or group.startswith(f"{split} / ")]
-        for i, way in enumerate(way for way in shown if way in regimes):
-            entries = [regimes[way][group]["auroc"]["uplift"] for group in groups]
-            x = np.arange(len(groups)) + (i - (len(shown) - 1) / 2) * 0.16
-            y = np.array([entry["mean"] for entry in entries])
-            bounds = np.array([entry["ci95"] for entry in entries]).T
-            axis.errorbar(x, y, yerr=np.abs(bounds - y), fmt="o", capsize=2, markersize=4, label=names[way])
-        ticks = [group.split(" / ")[-1].replace("_", "\n") if "/" in group else "all" for group in groups]
-        axis.set_xticks(range(len(groups)), ticks, fontsize=8)
-        finish(axis, title)
-        axis.legend(frameon=False, fontsize=7)
-
-    panel(axes[0, 0], "1. New domains", ways, "new_domain")
-    panel(axes[0, 1], "2, 3. Changed prompts, trained domains", ways, "new_prompt")
-    axis = axes[0, 2]
-    if points := numbers["dilution"]["fraction"]:
-        groups = [where for where in points[0] if where.startswith("new_domain /")]
-        broken = [where for where in points[0] if where.startswith("new_prompt /") and points[0][where]["ci95"][1] < 0]
-        for where in groups + broken:          # the gain, and what has to be repaired
-            x, y = [point["x"] for point in points], [point[where]["mean"] for point in points]
-            ends = [[abs(point[where]["ci95"][side] - point[where]["mean"]) for point in points] for side in (0, 1)]
-            axis.errorbar(x, y, yerr=ends, marker="o", markersize=3, capsize=2, label=where)
-        axis.set_ylim(top=axis.get_ylim()[1] + 0.3 * (axis.get_ylim()[1] - axis.get_ylim()[0]))
-        axis.legend(frameon=False, fontsize=7, loc="upper right")
-        axis.set_xlabel("share of instruction rows", fontsize=8)
-        finish(axis, "3. Dilution")
-    else:
-        axis.set_axis_off()
-    if any(group.startswith("thinking") for group in regimes["none"]):
-        panel(axes[1, 0], "4. With thinking", ways, "thinking")
-    if any(group.startswith("summary") for group in regimes["none"]):
-        panel(axes[1, 1], "5. Summaries, judged by the base", ways, "summary")
-    panel(axes[1, 2], "6. Labels of its own", ("none", "self"), "new_domain")
+def six(numbers: dict) -> dict[str, Series]:
+    """A panel a question; changed prompts with and without instruction rows stand in one."""
+    return {
+        "1. New domains": of_regimes(numbers, PLAIN, "new_domain"),
+        "2, 3. Changed prompts, trained domains": of_regimes(numbers, PLAIN, "new_prompt"),
+        "3. Share of instruction rows": of_curve(numbers["dilution"]["fraction"]),
+        "4. With thinking": of_regimes(numbers, PLAIN, "thinking"),
+        "5. Summaries, judged by the base": of_regimes(numbers, PLAIN, "summary"),
+        "6. Labels of its own": of_regimes(numbers, ("none", "self", "self-at-once"), "new_domain"),
+    }
 
 
-def finish(axis, title):
-    axis.axhline(0, color="0.8", linewidth=1, zorder=0)
-    axis.set_title(title, fontsize=10)
-    axis.set_ylabel("uplift in AUROC", fontsize=8)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)
+def around(numbers: dict) -> dict[str, Series]:
+    few = {}
+    for point in numbers["scarce"]:
+        of_start = few.setdefault(f"from the {point['start']}", {})
+        of_start["all" if point["k"] is None else str(point["k"])] = point
+    found = {"AUROC after k labelled rows of a held-out domain": few}
+    for key in ("rows", "tasks", "bases"):
+        found[f"Uplift in AUROC by {key} trained on"] = of_curve(numbers["dilution"][key])
+    return found
 
 
-def heat_map(figure, axis, table):
-    if not table:
+def of_regimes(numbers: dict, regimes: tuple[str, ...], split: str) -> Series:
+    series = {}
+    for regime in regimes:
+        for place, entry in numbers["regimes"].get(regime, {}).items():
+            if place.split(" / ")[0] == split:
+                tick = place.split(" / ")[-1].replace("_", "\n") if "/" in place else "all"
+                series.setdefault(NAMES.get(regime, regime), {})[tick] = entry["auroc"]["uplift"]
+    return series
+
+
+def of_curve(points: list[dict]) -> Series:
+    series = {}
+    for point in points:
+        for place, entry in point.items():
+            if place != "x":
+                series.setdefault(place, {})[str(point["x"])] = entry
+    return series
+
+
+def panel(axis, title: str, series: Series, joined: bool) -> None:
+    """Effects with their intervals; the series beside each other, or each joined by a line."""
+    if not series:
         return axis.set_axis_off()
+    ticks = list(dict.fromkeys(tick for effects in series.values() for tick in effects))
+    for i, (label, effects) in enumerate(series.items()):
+        shift = 0 if joined else (i - (len(series) - 1) / 2) * 0.12
+        x = [ticks.index(tick) + shift for tick in effects]
+        y = np.array([entry["mean"] for entry in effects.values()])
+        bounds = np.array([entry["ci95"] for entry in effects.values()]).T
+        form = "o-" if joined else "o"
+        axis.errorbar(x, y, yerr=np.abs(bounds - y), fmt=form, capsize=2, markersize=4, label=label)
+    axis.set_xticks(range(len(ticks)), ticks, fontsize=8)
+    axis.set_title(title, fontsize=10)
+    axis.legend(frameon=False, fontsize=7)
+    axis.spines[["top", "right"]].set_visible(False)
+    if not title.startswith("AUROC"):
+        axis.axhline(0, color="0.8", linewidth=1, zorder=0)
+        axis.set_ylabel("uplift in AUROC", fontsize=8)
+
+
+def heat_map(figure, axis, table: dict) -> None:
     columns = list(dict.fromkeys([*table, *(column for row in table.values() for column in row)]))
-    values = np.array([[row.get(column, {"mean": np.nan})["mean"] for column in columns] for row in table.values()])
+    values = np.full((len(table), len(columns)), np.nan)
+    for i, row in enumerate(table.values()):
+        for column, entry in row.items():
+            values[i, columns.index(column)] = entry["mean"]
     most = np.nanmax(np.abs(values))
     image = axis.imshow(values, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
     axis.set_xticks(range(len(columns)), columns, rotation=40, ha="right", fontsize=8)
     axis.set_yticks(range(len(table)), list(table), fontsize=8)
-    for i, j in np.ndindex(values.shape):
-        axis.text(j, i, f"{values[i, j]:+.2f}", ha="center", va="center", fontsize=7)
     axis.set_title("Trained on one domain (row): uplift in AUROC on each", fontsize=10)
     figure.colorbar(image, ax=axis)
-
-
-def scarce_panel(axis, points):
-    if not points:
-        return axis.set_axis_off()
-    ticks = list(dict.fromkeys(point["k"] for point in points))
-    for start, label in (("base", "from the base"), ("adapter", "from the cross-domain adapter")):
-        mine = [point for point in points if point["start"] == start]
-        y, bounds = np.array([point["mean"] for point in mine]), np.array([point["ci95"] for point in mine]).T
-        axis.errorbar([ticks.index(point["k"]) for point in mine], y, yerr=np.abs(bounds - y), marker="o", capsize=3, label=label)
-    axis.set_xticks(range(len(ticks)), ["all" if k is None else k for k in ticks])
-    axis.set_xlabel("labelled rows of the new domain")
-    axis.set_ylabel("AUROC there")
-    axis.legend(frameon=False, fontsize=8)
-    for side in ("top", "right"):
-        axis.spines[side].set_visible(False)

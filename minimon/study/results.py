@@ -1,167 +1,266 @@
-"""Cells of the study -> numbers, text and figures. See findings.py for how an effect and its interval are computed."""
+"""Finished cells -> the numbers of results.json and the tables of results.md; effects are computed in findings.py."""
 
-import re
-from statistics import fmean
-
+from minimon.report.scores import text_hash
 from minimon.study.baselines import baselines
-from minimon.study.findings import Runs, level, regime_table, six_answers, uplift
-from minimon.metrics import bootstrap, intervals, mean_measures
+from minimon.study.cells import CORE
+from minimon.study.findings import Place, Run, answers, difference, level, old_question, uplift, verdict
+from minimon.tasks import Mixture
 
-GROUPS = ("new_domain", "new_prompt")
+QUESTIONS = {  # number -> title, and the answer with its verb left open
+    1: ("New domains, new prompts", "Classification training {} AUROC on new domains with new prompts"),
+    2: ("Changed prompts on trained domains", "Classification training {} AUROC under changed prompts"),
+    3: (
+        "With instruction-following training",
+        "Instruction rows among the others {} AUROC under changed prompts",
+    ),
+    4: ("With thinking", "Classification training {} AUROC where the model reasons first"),
+    5: ("Summaries", "Classification training {} AUROC from the model's summaries"),
+    6: ("Labels of the model's own", "Training on labels from its own thinking {} AUROC on new domains"),
+}
+VERBS = {"more": "raises", "less": "lowers", "not shown": "does not measurably change"}
+CURVES = {
+    "fraction": "Share of instruction rows",
+    "tasks": "Training tasks, the number of rows fixed",
+    "rows": "Training rows a task",
+    "bases": "Bases",
+}
 
 
-def measure_baselines(model, tokenizer, mixture, on_task=None) -> dict:
-    """name -> "split / group" -> {"base", "auroc", "ci95", "uplift", "uplift_ci95", "performance"}."""
+def results(runs: list[Run], baseline_numbers: dict, trained: dict) -> dict:
+    """What results.json holds. trained: see `trained_labels`."""
+    regimes = by_label(runs, "regime")
+    plain, found = regimes.get("none", []), answers(regimes)
+    shares = [run for run in runs if run.cell.kind in ("regime", "share") and run.cell.x is not None]
+    bases = [run for run in runs if run.cell.kind == "base"]
+    return {
+        "questions": questions(found),
+        "answers": found,
+        "regimes": {name: regime_table(of_one) for name, of_one in regimes.items()},
+        "seeds": {name: len(of_one) for name, of_one in regimes.items()},
+        "old_question": {name: old_question(of_one, trained) for name, of_one in regimes.items()},
+        "inter_task": {name: inter_task(of_one) for name, of_one in regimes.items() if is_judged(of_one)},
+        "summary_references": references(plain),
+        "labels": {run.cell.name: run.report["labels"] for run in runs if "labels" in run.report},
+        "dilution": {
+            "fraction": curve(shares) if len({run.cell.x for run in shares}) > 2 else [],
+            "tasks": curve(run for run in runs if run.cell.kind == "tasks"),
+            "rows": curve(run for run in runs if run.cell.kind == "rows"),
+            "bases": curve([*plain, *bases], by="model") if bases else [],
+        },
+        "transfer": transfer(by_label(runs, "transfer")),
+        "scarce": scarce([run for run in runs if run.cell.kind == "scarce"], plain),
+        "baselines": baseline_numbers,
+    }
+
+
+def by_label(runs: list[Run], kind: str) -> dict[str, list[Run]]:
     found = {}
-    for name, splits in baselines(model, tokenizer, mixture, on_task=on_task).items():
-        for split, groups in splits.items():
-            everything = {group: tasks for group, tasks in groups.items() if group}
-            everything[None] = [task for tasks in groups.values() for task in tasks]
-            for group, tasks in everything.items():
-                base, there, bounds = mean_measures(tasks, "base"), mean_measures(tasks, "adapter"), intervals(tasks)
-                found.setdefault(name, {})[f"{split} / {group}" if group else split] = {
-                    "tasks": len(tasks), "base": base["auroc"], "auroc": there["auroc"], "ci95": bounds["auroc"]["adapter"],
-                    "uplift": there["auroc"] - base["auroc"], "uplift_ci95": bounds["auroc"]["uplift"],
-                    "performance": there["performance"], "base_performance": base["performance"]}
+    for run in runs:
+        if run.cell.kind == kind:
+            found.setdefault(run.cell.label, []).append(run)
     return found
 
 
-def results(cells: dict, baseline_numbers: dict | None, fraction: float | None = None) -> dict:
-    """cells: name -> (scores, report); fraction: of the joint regime. -> {"numbers": what results.json holds, "text": results.md}."""
-    regimes = {name: Runs(runs) for name in ("none", "joint", "after", "only", "self") if (runs := seeds_of(cells, name))}
-    numbers = {
-        "answers": six_answers(regimes), "regimes": {name: regime_table(runs) for name, runs in regimes.items()},
-        "seeds": {name: len(runs.runs) for name, runs in regimes.items()},
-        "inter_task": {name: means for name, runs in regimes.items() if (means := inter_task(cells, name, runs))},
-        "summary_references": references(cells),
-        "labels": {key: report["labels"] for key, (_, report) in cells.items() if "labels" in report},
-        "dilution": {"fraction": curve(cells, r"joint([\d.]+)-seed\d+", {0.0: "none", fraction: "joint"}),
-                     "tasks": curve(cells, r"tasks(\d+)-seed\d+")},
-        "transfer": transfer(cells), "scarce": scarce(cells), "baselines": baseline_numbers or {}}
-    return {"numbers": numbers, "text": text(numbers)}
+def questions(found: list[dict]) -> list[dict]:
+    """A row for each question: the answer in a sentence, its number with interval, and the verdict."""
+    rows = []
+    for number, (title, sentence) in QUESTIONS.items():
+        asked = [answer for answer in found if answer["question"] == number and answer["expected"]]
+        whole = [answer for answer in asked if answer["group"] is None]
+        if whole:
+            others = "; ".join(
+                f"{answer['measure']} {shown(answer)}" for answer in asked if answer is not whole[0]
+            )
+            answer = sentence.format(VERBS[whole[0]["verdict"]]) + (f" ({others})" if others else "")
+            row = {"question": number, "title": title, "answer": answer, "mean": whole[0]["mean"]}
+            rows.append({**row, "ci95": whole[0]["ci95"], "verdict": verdict(asked)})
+    return rows
 
 
-def seeds_of(cells, name) -> list:
-    return [scores for key, (scores, _) in sorted(cells.items()) if re.fullmatch(rf"{re.escape(name)}-seed\d+", key)]
-
-
-def inter_task(cells, name, runs: Runs) -> dict | None:
-    """Mean performance over new pairs: of the base, and of each seed's adapter, with an interval over seeds and transcripts."""
-    parts = [report.get("inter_task") for key, (_, report) in sorted(cells.items()) if re.fullmatch(rf"{re.escape(name)}-seed\d+", key)]
-    if None in parts:
-        return None
-    means = [part["mean"] for part in parts]
-    ci95 = level(runs.values("new_domain", key="performance")["adapter"])["ci95"]
-    return {"base": parts[0]["base_mean"], "mean": fmean(means), "ci95": ci95, "seeds": means, "epsilon": parts[0]["epsilon"],
-            "generalizes": [part["generalizes"] for part in parts]}
-
-
-def references(cells) -> dict:
-    for name, (_, report) in cells.items():
-        if name.startswith("none-") and "summary" in report["splits"]:
-            return report["splits"]["summary"]["mean"].get("references", {})
-    return {}
-
-
-def curve(cells, pattern, more=()) -> list[dict]:
-    """A point for each x that the cells' names hold, and for {x: regime} beside them: uplift of each group."""
-    names = {float(match[1]): re.match(r"[a-z]+", pattern)[0] + match[1] for key in cells if (match := re.fullmatch(pattern, key))}
-    names |= {x: name for x, name in dict(more).items() if names and x is not None and seeds_of(cells, name)}
-    points = []
-    for x, name in sorted(names.items()):
-        runs = Runs(seeds_of(cells, name))
-        points.append({"x": x, **{f"{split} / {group}" if group else split: uplift(runs, split, group)
-                                         for split, group in runs.groups() if split in GROUPS}})
-    return points
-
-
-def transfer(cells) -> dict:
-    """Uplift in AUROC on each domain (column) of training on one (row), mean over seeds, with its interval."""
-    rows = list(dict.fromkeys(match[1] for key in cells if (match := re.fullmatch(r"from-(.+)-seed\d+", key))))
+def regime_table(runs: list[Run]) -> dict:
+    """ "split / group" -> base, adapter and uplift in AUROC and in performance."""
     table = {}
-    for row in rows:
-        by_domain = {}
-        for scores in seeds_of(cells, f"from-{row}"):
-            runs = {}
-            for groups in scores.values():
-                for tasks in groups.values():
-                    for task in tasks:
-                        runs.setdefault(task.domain, []).append(task)
-            for domain, tasks in runs.items():
-                by_domain.setdefault(domain, []).append({"all": {"": tasks}})
-        table[row] = {domain: uplift(Runs(runs), "all") for domain, runs in by_domain.items()}
+    for place in runs[0].places():
+        table[str(place)] = {}
+        for key in ("auroc", "performance"):
+            sides = {
+                "base": level(runs[:1], "base", place, key),
+                "adapter": level(runs, "adapter", place, key),
+            }
+            table[str(place)][key] = {**sides, "uplift": uplift(runs, place, key)}
     return table
 
 
-def scarce(cells) -> list[dict]:
-    """AUROC after fine-tuning on k rows of a new domain, mean over domains and seeds; "k": None is all rows, 0 is no such training."""
+def is_judged(runs: list[Run]) -> bool:
+    return all("inter_task" in run.report for run in runs)
+
+
+def inter_task(runs: list[Run]) -> dict:
+    """Mean performance over new pairs: of the base, and of each seed's adapter."""
+    reports = [run.report["inter_task"] for run in runs]
+    about = {"base": reports[0]["base_mean"], "epsilon": reports[0]["epsilon"]}
+    about["generalizes"] = [report["generalizes"] for report in reports]
+    return {**about, **level(runs, "adapter", Place("new_domain"), "performance")}
+
+
+def references(plain: list[Run]) -> dict:
+    """What bounds summaries: AUROC of the base on the whole transcript, and on nothing."""
+    for run in plain:
+        if "summary" in run.report["splits"]:
+            return run.report["splits"]["summary"]["mean"].get("references", {})
+    return {}
+
+
+def curve(runs, by: str = "x") -> list[dict]:
+    """A point for each value of a field of the cells: {"x", "split / group": uplift}."""
     points = {}
-    for key, (scores, _) in cells.items():
-        if match := re.fullmatch(r"scarce-(.+)-(\d+|all)-(base|adapter)-seed(\d+)", key):
-            domain, k, start, seed = match.groups()
-            tasks = [task for tasks in scores["trained"].values() for task in tasks]
-            points.setdefault((None if k == "all" else int(k), start), []).append(point_of(tasks, "adapter"))
-            names = {task.task for task in tasks}
-            before = next((s for name, (s, _) in cells.items() if name == f"none-seed{seed}"), None)
-            if k != "all" and int(k) == 8 and start == "adapter" and before:           # the adapter as it was, on the same tasks
-                same = [task for tasks in before["new_domain"].values() for task in tasks if task.task in names and task.domain == domain]
-                for which in ("base", "adapter"):
-                    points.setdefault((0, which), []).append(point_of(same, which))
-    ordered = sorted(points, key=lambda point: (point[0] is None, point[0] or 0, point[1]))
-    return [{"k": k, "start": start, **level(points[k, start])} for k, start in ordered]
+    for run in runs:
+        points.setdefault(getattr(run.cell, by), []).append(run)
+    found = []
+    for x in sorted(points) if by == "x" else points:
+        places = [place for place in points[x][0].places() if place.split in CORE]
+        found.append({"x": x, **{str(place): uplift(points[x], place) for place in places}})
+    return found
 
 
-def point_of(tasks, which):
-    return mean_measures(tasks, which)["auroc"], bootstrap(tasks)["auroc"][which]
+def transfer(by_domain: dict[str, list[Run]]) -> dict:
+    """Uplift in AUROC on each domain (column) of training on one (row)."""
+    table = {}
+    for trained, runs in by_domain.items():
+        regrouped = [Run(run.cell, domains_of(run)) for run in runs]
+        table[trained] = {domain: uplift(regrouped, Place(domain)) for domain in regrouped[0].scores}
+    return table
 
 
-# ---- text ------------------------------------------------------------------------------------------------------------------
+def domains_of(run: Run) -> dict:
+    found = {}
+    for split in run.scores:
+        for task in run.tasks(Place(split)):
+            found.setdefault(task.domain, {"": []})[""].append(task)
+    return found
 
 
-TITLES = {1: "New domains, new prompts", 2: "Changed prompts on trained domains", 3: "With instruction-following training",
-          4: "With thinking", 5: "Summaries", 6: "Labels from the model's own thinking"}
+def scarce(runs: list[Run], plain: list[Run]) -> list[dict]:
+    """AUROC after training on k labelled rows of a held-out domain, mean over domains and seeds. k None: all; 0: none."""
+    place, levels, tasks = Place("trained"), {}, {}
+    for run in runs:
+        levels.setdefault((run.cell.x, run.cell.start), []).append(run.level("adapter", place))
+        tasks[run.cell.label, run.cell.seed] = {task.task for task in run.tasks(place)}
+    for run in plain:
+        for (domain, seed), names in tasks.items():
+            same = [task for task in domains_of(run).get(domain, {"": []})[""] if task.task in names]
+            before = Run(run.cell, {"trained": {"": same}})
+            for start in ("base", "adapter") if same and seed == run.cell.seed else ():
+                levels.setdefault((0, start), []).append(before.level(start, place))
+    counts = sorted(levels, key=lambda point: (point[0] is None, point[0] or 0, point[1]))
+    return [{"k": k, "start": start, **difference(levels[k, start])} for k, start in counts]
 
 
-def effect(entry) -> str:
-    return f"{entry['mean']:+.3f} [{entry['ci95'][0]:+.3f}, {entry['ci95'][1]:+.3f}]"
+def measure_baselines(model, tokenizer, mixture: Mixture) -> dict:
+    """name -> "split / group" -> AUROC, its uplift over the base, and performance."""
+    found = {}
+    for name, scores in baselines(model, tokenizer, mixture).items():
+        found[name] = {}
+        for place, entry in regime_table([Run(None, scores)]).items():
+            auroc, performance = entry["auroc"], entry["performance"]
+            flat = {
+                "base": auroc["base"]["mean"],
+                "auroc": auroc["adapter"]["mean"],
+                "ci95": auroc["adapter"]["ci95"],
+            }
+            flat |= {"uplift": auroc["uplift"]["mean"], "uplift_ci95": auroc["uplift"]["ci95"]}
+            flat |= {
+                "performance": performance["adapter"]["mean"],
+                "base_performance": performance["base"]["mean"],
+            }
+            found[name][place] = flat
+    return found
 
 
-def text(numbers) -> str:
-    def lines(header, rows):
-        return "\n".join("| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows])
+def trained_labels(mixture: Mixture) -> dict[str, dict[str, int]]:
+    """Task of new_prompt -> hash of a text, as in scores.jsonl -> its label under the question that was trained on.
 
+    Of several questions trained on these texts: the one with most of them, and of those one of the same criterion."""
+    found = {}
+    for tasks in mixture.splits.get("new_prompt", {}).values():
+        for task in tasks:
+            texts, most = {row.text for row in task.rows}, (0, False)
+            for other in mixture.train:
+                labels = {text_hash(row.text): row.label for row in other.rows if row.text in texts}
+                if (len(labels), other.criterion == task.criterion) > most:
+                    most, found[task.name] = (len(labels), other.criterion == task.criterion), labels
+    return found
+
+
+# ---- text --------------------------------------------------------------------------------------------------
+
+
+def text(numbers: dict) -> str:
+    """results.md"""
     seeds = ", ".join(f"{name} {count}" for name, count in numbers["seeds"].items())
-    parts = ["# Results of the study", f"Uplift in AUROC; 95% intervals over seeds ({seeds}) and transcripts."]
-    for question, title in TITLES.items():
-        rows = [[answer["measure"], effect(answer), answer["verdict"]] for answer in numbers["answers"] if answer["question"] == question]
-        parts += [f"## {question}. {title}", lines(["measured", "effect", "shown"], rows)] if rows else []
-    if numbers["inter_task"]:
-        rows = [[name, f"{entry['base']:.3f}", f"{entry['mean']:.3f} [{entry['ci95'][0]:.3f}, {entry['ci95'][1]:.3f}]",
-                 ", ".join(f"{value:.3f}" for value in entry["seeds"]),
-                 f"{sum(entry['generalizes'])} of {len(entry['seeds'])}"] for name, entry in numbers["inter_task"].items()]
-        parts += ["## Inter-task generalization: mean performance over new pairs",
-                  lines(["regime", "base", "mean", "each seed", "above epsilon"], rows)]
-    if numbers["labels"]:
-        rows = [[name, str(entry["rows"]), f"{entry['right']:.3f}", f"{entry['auroc']:.3f}", f"{entry['well_formed']:.3f}"]
-                for name, entry in numbers["labels"].items()]
-        parts += ["## Self labels", lines(["run", "rows", "right", "AUROC", "well-formed"], rows)]
-    for title, key, name in (("Share of instruction rows", "fraction", "share"), ("Training tasks, examples fixed", "tasks", "tasks")):
-        if points := numbers["dilution"][key]:
-            groups = [group for group in points[0] if group != "x"]
-            rows = [[f"{point['x']:g}", *(effect(point[group]) if group in point else "-" for group in groups)] for point in points]
-            parts += [f"## {title}", lines([name, *groups], rows)]
-    if table := numbers["transfer"]:
-        columns = list(dict.fromkeys(column for row in table.values() for column in row))
-        parts += ["## Transfer: trained on one domain (row), uplift on each (column)",
-                  lines(["", *columns], [[row, *(f"{entries[column]['mean']:+.2f}" if column in entries else "-" for column in columns)]
-                                         for row, entries in table.items()])]
-    if numbers["scarce"]:
-        rows = [["all" if point["k"] is None else str(point["k"]), point["start"],
-                 f"{point['mean']:.3f} [{point['ci95'][0]:.3f}, {point['ci95'][1]:.3f}]"] for point in numbers["scarce"]]
-        parts += ["## Scarce labels: AUROC on a new domain after k labelled rows of it", lines(["k", "from", "AUROC"], rows)]
-    if numbers["baselines"]:
-        rows = [[name, where, f"{entry['auroc']:.3f} [{entry['ci95'][0]:.3f}, {entry['ci95'][1]:.3f}]", f"{entry['uplift']:+.3f}",
-                 f"{entry['base_performance']:.3f}", f"{entry['performance']:.3f}"]
-                for name, entries in numbers["baselines"].items() for where, entry in entries.items()]
-        parts += ["## Baselines", lines(["baseline", "split", "AUROC", "over the base", "base's performance", "its performance"], rows)]
-    return "\n\n".join(parts) + "\n"
+    intro = f"Uplift in AUROC; 95% intervals over seeds ({seeds}), and over transcripts or tasks, whichever is wider."
+    six = {}
+    for row in numbers["questions"]:
+        six[f"{row['question']}. {row['title']}"] = {
+            "answer": row["answer"],
+            "effect": row,
+            "verdict": row["verdict"],
+        }
+    tables = [grid("The six questions", "question", six)]
+    for number, (title, _) in QUESTIONS.items():
+        rows = {}
+        for answer in numbers["answers"]:
+            if answer["question"] == number:
+                these = {"mean": answer["mean"], "ci95": answer["transcripts_ci95"]}
+                rows[answer["measure"]] = {
+                    "effect": answer,
+                    "over transcripts": these,
+                    "shown": answer["verdict"],
+                }
+        tables.append(grid(f"{number}. {title}", "measured", rows))
+    judged = {}
+    for name, entry in numbers["inter_task"].items():
+        above = f"{sum(entry['generalizes'])} of {len(entry['seeds'])}"
+        judged[name] = {"base": entry["base"], "mean": entry, "above epsilon": above}
+    tables.append(
+        grid("Inter-task generalization: mean performance over new pairs", "regime", judged, sign="")
+    )
+    old = {}
+    for name, places in numbers["old_question"].items():
+        old[name] = {place: entry["adapter"] for place, entry in places.items()}
+        old["base"] = {place: entry["base"] for place, entry in places.items()}
+    title = "Old-question share: pairs that get the trained question's label, where the two labels differ"
+    tables += [grid(title, "regime", old, sign=""), grid("Self labels", "run", numbers["labels"])]
+    for key, title in CURVES.items():
+        points = {str(point["x"]): {**point, "x": None} for point in numbers["dilution"][key]}
+        tables.append(grid(title, key, points))
+    tables.append(
+        grid("Transfer: trained on one domain (row), uplift on each (column)", "", numbers["transfer"])
+    )
+    few = {}
+    for point in numbers["scarce"]:
+        few.setdefault("all" if point["k"] is None else str(point["k"]), {})[f"from the {point['start']}"] = (
+            point
+        )
+    tables.append(grid("Scarce labels: AUROC on a new domain after k labelled rows of it", "k", few, sign=""))
+    for name, places in numbers["baselines"].items():
+        tables.append(grid(f"Baseline: {name}", "split", places))
+    return "\n\n".join(["# Results of the study", intro, *filter(None, tables)]) + "\n"
+
+
+def grid(title: str, corner: str, rows: dict[str, dict], sign: str = "+") -> str:
+    """A heading and a table in markdown: row -> column -> what stands there. Nothing without rows."""
+    columns = [name for name in dict.fromkeys(name for row in rows.values() for name in row) if name != "x"]
+    lines = [[corner, *columns], ["---"] * (1 + len(columns))]
+    for name, row in rows.items():
+        lines.append([name, *(shown(row.get(column), sign) for column in columns)])
+    return "\n".join([f"## {title}\n", *(f"| {' | '.join(line)} |" for line in lines)]) if rows else ""
+
+
+def shown(value, sign: str = "+") -> str:
+    """An effect with its interval, bounds, a number, or words."""
+    if isinstance(value, dict):
+        return f"{value['mean']:{sign}.3f} {shown(value['ci95'], sign)}"
+    if isinstance(value, list):
+        return f"[{value[0]:{sign}.3f}, {value[1]:{sign}.3f}]"
+    return f"{value:.3f}" if isinstance(value, float) else "-" if value is None else str(value)

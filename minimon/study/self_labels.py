@@ -1,19 +1,45 @@
-"""Unsupervised elicitation: the model's own answers with thinking become the labels that it is trained on without thinking."""
+"""Unsupervised elicitation: the base's own answers become the labels that it is trained on without thinking.
+
+From its thinking; or, as the control, from its answers at once: what training on one's own guesses does by itself.
+"""
 
 import json
 import random
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 import torch
+from torch.nn.functional import logsigmoid
 
-from minimon.evaluate import think
+from minimon.batch import NO_LIMIT
+from minimon.evaluate import read, think
 from minimon.files import read_jsonl, write_text
 from minimon.metrics import auroc
-from minimon.tasks import DECODING, Mixture, Row
+from minimon.tasks import DECODING, Mixture, Row, Task
+
+
+@dataclass(frozen=True)
+class SelfLabel:
+    """A line of labels.jsonl. `gold` is not trained on; it says how good the labels are."""
+
+    task: str
+    where: str  # of the row, file:line
+    log_odds: list[float]  # of each label against the rest, of the mean P over the thoughts
+    label: str
+    well_formed: float  # share of thoughts that ended by themselves and led to a label
+    gold: str
+
+
+def require_thinking(tokenizer) -> None:
+    """Raises ValueError where the base cannot think before it answers."""
+    if tokenizer.think_end is None:
+        raise ValueError(
+            "--labels self: expected a base that can think, got one whose tokenizer has no token that closes a thought; "
+            "use --labels self-at-once, or another --model"
+        )
 
 
 def unlabelled_rows(mixture: Mixture, seed: int) -> dict[str, list[Row]]:
@@ -22,69 +48,109 @@ def unlabelled_rows(mixture: Mixture, seed: int) -> dict[str, list[Row]]:
 
 
 def thought_tokens(mixture: Mixture) -> int:
-    return mixture.options["thinking"].max_new_tokens if "thinking" in mixture.options else DECODING["thinking"]
+    """The limit on a thought: that of the thinking split, if there is one."""
+    return (
+        mixture.options["thinking"].max_new_tokens if "thinking" in mixture.options else DECODING["thinking"]
+    )
 
 
-def self_labels(model, tokenizer, mixture: Mixture, seed: int, *, samples: int, max_new_tokens: int, batch_tokens=None,
-                on_rows=None) -> list[dict]:
-    """{"task", "where", "P", "label", "well_formed", "gold"} of each row; P(label) is the mean over `samples` thoughts (1: greedy).
-
-    `gold` is not used, only kept to tell how good the labels are."""
+def self_labels(
+    model,
+    tokenizer,
+    mixture: Mixture,
+    seed: int,
+    *,
+    thinking=True,
+    samples=1,
+    limit=NO_LIMIT,
+    batch_tokens=None,
+    on_rows=None,
+) -> list[SelfLabel]:
+    """Labels of all training rows, from `samples` thoughts (1: greedy), or from the answer at once."""
     labels, generator = [], torch.Generator(model.lm_head.weight.device).manual_seed(seed)
-    rows = unlabelled_rows(mixture, seed)
-    for task in mixture.train:
-        texts, P, formed = [row.text for row in rows[task.name]], 0, 0
-        for _ in range(samples):
-            reading, ended = think(model, tokenizer, task, texts, max_new_tokens=max_new_tokens, temperature=float(samples > 1),
-                                   generator=generator, batch_tokens=batch_tokens, on_rows=on_rows)
-            P, formed = P + reading.P / samples, formed + ended / samples
-        names = list(task.labels)
-        labels += [{"task": task.name, "where": row.where, "P": [round(value, 6) for value in p.tolist()], "label": names[int(p.argmax())],
-                    "well_formed": float(share), "gold": names[row.label]} for row, p, share in zip(rows[task.name], P, formed)]
+    common = {"limit": limit, "batch_tokens": batch_tokens, "on_rows": on_rows}
+    for task, rows in zip(mixture.train, unlabelled_rows(mixture, seed).values(), strict=True):
+        texts = [row.text for row in rows]
+        if thinking:
+            options = {"max_new_tokens": thought_tokens(mixture), "temperature": float(samples > 1)}
+            options["generator"] = generator
+            answers = [think(model, tokenizer, task, texts, **options, **common) for _ in range(samples)]
+        else:
+            reading = read(model, tokenizer, task, texts, **common)
+            answers = [(reading, reading.label_first)]
+        z = torch.stack([reading.log_odds for reading, _ in answers])  # (samples, n, N)
+        z = logsigmoid(z).logsumexp(dim=0) - logsigmoid(-z).logsumexp(dim=0)  # (n, N) log-odds of the mean P
+        formed = torch.stack([well_formed for _, well_formed in answers]).float().mean(dim=0)  # (n,)
+        labels += [label_of(task, *row) for row in zip(rows, z.tolist(), formed.tolist(), strict=True)]
     return labels
 
 
-def labelled_rows(mixture: Mixture, seed: int, labels: list[dict]) -> dict[str, list[Row]]:
+def label_of(task: Task, row: Row, log_odds: list[float], well_formed: float) -> SelfLabel:
+    names = list(task.labels)
+    answer = names[int(np.argmax(log_odds))]
+    return SelfLabel(task.name, row.where, log_odds, answer, well_formed, names[row.label])
+
+
+def labelled_rows(mixture: Mixture, seed: int, labels: list[SelfLabel]) -> dict[str, list[Row]]:
     """The rows under these labels, equally many of each where every label was given (all of them where one was not)."""
-    given, chosen, unlabelled = {}, {}, unlabelled_rows(mixture, seed)
-    for label in labels:                       # in the order of the rows, of which one line of a file may give several
-        given.setdefault(label["task"], []).append(label["label"])
+    answers, chosen, unlabelled = {}, {}, unlabelled_rows(mixture, seed)
+    for label in labels:  # in the order of the rows, of which one line of a file may give several
+        answers.setdefault(label.task, []).append(label.label)
     for task in mixture.train:
-        names = list(task.labels)
-        rows = [replace(row, label=names.index(label)) for row, label in zip(unlabelled[task.name], given[task.name], strict=True)]
-        pools = [[row for row in rows if row.label == label] for label in range(len(names))]
-        each = min(map(len, pools)) if mixture.balance else 0
-        chosen[task.name] = [row for pool in pools for row in pool[:each]] or rows
+        pools = {name: [] for name in task.labels}
+        for row, answer in zip(unlabelled[task.name], answers[task.name], strict=True):
+            pools[answer].append(replace(row, label=list(task.labels).index(answer)))
+        fewest = min(map(len, pools.values()))
+        count = fewest if mixture.balance and fewest else None
+        chosen[task.name] = [row for pool in pools.values() for row in pool[:count]]
         random.Random(f"self-{seed}-{task.name}").shuffle(chosen[task.name])
     return chosen
 
 
-def label_quality(labels: list[dict], mixture: Mixture) -> dict:
-    """How good the labels are against gold ones that nothing was trained on: share right, AUROC (mean over tasks), share well-formed."""
-    areas, trained = [], {task.name: list(task.labels)[0] for task in mixture.train}
-    for name, positive in trained.items():
-        of_task = [label for label in labels if label["task"] == name]
-        areas.append(auroc(np.array([label["P"][0] for label in of_task]), np.array([label["gold"] == positive for label in of_task])))
-    areas = [area for area in areas if area is not None]
-    return {"rows": len(labels), "right": fmean(label["label"] == label["gold"] for label in labels),
-            "auroc": fmean(areas) if areas else None, "well_formed": fmean(label["well_formed"] for label in labels)}
+def label_quality(labels: list[SelfLabel], mixture: Mixture) -> dict:
+    """Against gold labels that nothing was trained on: share right, AUROC (mean over tasks), share well-formed."""
+    areas = []
+    for task in mixture.train:
+        of_task = [label for label in labels if label.task == task.name]
+        scores = np.array([label.log_odds[0] for label in of_task])
+        area = auroc(scores, np.array([label.gold == list(task.labels)[0] for label in of_task], dtype=bool))
+        if area is not None:
+            areas.append(area)
+    return {
+        "rows": len(labels),
+        "right": fmean(label.label == label.gold for label in labels),
+        "auroc": fmean(areas) if areas else None,
+        "well_formed": fmean(label.well_formed for label in labels),
+    }
 
 
-def save_labels(labels: list[dict], path: Path) -> None:
-    write_text(path, "".join(json.dumps(label, ensure_ascii=False) + "\n" for label in labels))
+def save_labels(labels: list[SelfLabel], path: Path) -> None:
+    write_text(path, "".join(json.dumps(asdict(label), ensure_ascii=False) + "\n" for label in labels))
 
 
-def load_labels(path: Path, mixture: Mixture, seed: int) -> list[dict]:
+def load_labels(path: Path, mixture: Mixture, seed: int) -> list[SelfLabel]:
     """What save_labels wrote. Raises ValueError naming file and line where it is not of these rows."""
     names, labels = {task.name: list(task.labels) for task in mixture.train}, []
-    for number, label in read_jsonl(path):
-        of_task = names.get(label["task"], ()) if isinstance(label.get("task"), str) else ()
-        P, formed = label.get("P"), label.get("well_formed")
-        if not isinstance(P, list) or len(P) != len(of_task) or label.get("label") not in of_task or label.get("gold") not in of_task \
-                or not all(type(value) in (int, float) and 0 <= value <= 1 for value in (*P, formed)):
-            raise ValueError(f"{path}:{number}: expected a label as this run writes them, got {label!r}; remove the file to label again")
-        labels.append(label)
-    given, rows = Counter(label["task"] for label in labels), unlabelled_rows(mixture, seed)
-    if given != {name: len(of_task) for name, of_task in rows.items()}:
-        raise ValueError(f"{path}: expected a label for each training row, got another number; remove the file to label again")
+    for number, line in read_jsonl(path):
+        if not is_label(line, names):
+            raise ValueError(
+                f"{path}:{number}: expected a label as this run writes them, got {line!r}; remove the file to label again"
+            )
+        labels.append(SelfLabel(**line))
+    rows = unlabelled_rows(mixture, seed)
+    if Counter(label.task for label in labels) != {name: len(of_task) for name, of_task in rows.items()}:
+        raise ValueError(
+            f"{path}: expected a label for each training row, got another number; remove the file to label again"
+        )
     return labels
+
+
+def is_label(line: dict, names: dict[str, list[str]]) -> bool:
+    if set(line) != set(SelfLabel.__dataclass_fields__) or not isinstance(line["task"], str):
+        return False
+    answers, log_odds, share = names.get(line["task"], []), line["log_odds"], line["well_formed"]
+    if line["label"] not in answers or line["gold"] not in answers or not isinstance(log_odds, list):
+        return False
+    numbers = [*log_odds, share]
+    finite = all(type(value) in (int, float) and np.isfinite(value) for value in numbers)
+    return finite and len(log_odds) == len(answers) and 0 <= share <= 1
