@@ -1,10 +1,10 @@
-"""Measure a saved adapter beside its base, or a base alone; pick a threshold, score rows, or merge the adapter.
+"""Measure an adapter beside its base, or a base alone; pick a threshold, score rows, merge the adapter.
 
-python eval.py --adapter runs/default-seed0                       # the numbers of train.py again
-python eval.py --model data/base --mixture data/mixtures/default.toml --shots 4      # a base alone, shown 4 examples
+python eval.py --adapter runs/default-seed0                        # the numbers of train.py again
+python eval.py --model data/base --mixture data/mixtures/default.toml --shots 4        # a base alone
 python eval.py --adapter runs/default-seed0 --calibrate data/tasks/far.toml#home-threaten --fpr 0.05
-python eval.py --adapter runs/default-seed0 --score 'logs/*.jsonl' --task data/tasks/far.toml#home-threaten
-python eval.py --adapter runs/default-seed0 --merge-to merged     # loads in transformers
+python eval.py --adapter runs/default-seed0 --score 'logs/*' --task data/tasks/far.toml#home-threaten
+python eval.py --adapter runs/default-seed0 --merge-to merged      # loads in transformers
 """
 
 import math
@@ -27,8 +27,9 @@ from minimon.run.cli import one_line_errors, parse, setting, shipped
 from minimon.run.processes import counter, launched, rank, size, start
 from minimon.run.provenance import data_files, provenance
 from minimon.serve._core import row_limit
+from minimon.serve.inputs import input_files
 from minimon.serve.monitor import Monitor, adapter_hash, load_run, named_task, run_settings
-from minimon.serve.stream import score_stream
+from minimon.serve.stream import refuse_existing, score_stream
 from minimon.serve.thresholds import calibrate_run, check_rate, refuse_calibrated
 from minimon.study.attacks import attacked_rows, attacks, measure_attacks
 from minimon.tasks import Mixture, Task, load_conversations, load_mixture, near_duplicates, schedule_of
@@ -147,11 +148,13 @@ def main(settings: Settings) -> int:
 
 def serve(settings: Settings) -> int:
     """--calibrate and --score: one task asked of the run's monitor."""
-    task, threshold = named_task(settings.calibrate or settings.task), None
+    task = named_task(settings.calibrate or settings.task)
+    files = input_files(settings.score) if settings.score else []
     if settings.calibrate and not settings.overwrite:
         refuse_calibrated(settings.adapter, task)
-    if settings.threshold is not None:
-        threshold = log_odds(settings.threshold)
+    if settings.score and settings.out:
+        refuse_existing(Path(settings.out), settings.resume, settings.overwrite)
+    threshold = None if settings.threshold is None else log_odds(settings.threshold)
     monitor = Monitor.load(
         settings.adapter,
         task=task,
@@ -176,7 +179,7 @@ def serve(settings: Settings) -> int:
         )
     score_stream(
         monitor,
-        settings.score,
+        files,
         settings.out,
         resume=settings.resume,
         overwrite=settings.overwrite,
@@ -231,7 +234,7 @@ def log_odds(P: float) -> float:
     return math.inf * (P - 0.5) if P in (0, 1) else math.log(P / (1 - P))
 
 
-# ---- what is measured ------------------------------------------------------------------------------------------------
+# ---- what is measured --------------------------------------------------------------------------------------
 
 
 def narrowed(mixture: Mixture, splits: str | None, rows: int | None) -> Mixture:
@@ -250,7 +253,8 @@ def narrowed(mixture: Mixture, splits: str | None, rows: int | None) -> Mixture:
 
 
 def with_examples(mixture: Mixture, count: int) -> Mixture:
-    """Each evaluation task's prompt followed by `count` labelled rows of the task that are not evaluated on."""
+    """Each evaluation task's prompt followed by `count` labelled rows of the task that are not evaluated
+    on."""
 
     def shown(task: Task, split: str) -> Task:
         tested, rng = (

@@ -1,4 +1,6 @@
-"""minimon: how to train an LLM monitor that works on domains it never saw. Start with tasks.py and read in the order of the README.
+"""minimon: how to train an LLM monitor that works on domains it never saw.
+
+Start with tasks.py and read in the order of the README.
 
 from minimon import Monitor                    # a trained monitor in a program, see serve/monitor.py
 """

@@ -1,9 +1,8 @@
 """Files of any kind that training reads, and standard input -> items to score, one at a time.
 
-JSONL (also .gz, and standard input) is read a line at a time, an Inspect log a sample at a time; a table (.csv, .tsv) and a
-.json list are read whole, as in training. A row is an object with the task's own field, or `text`, or a chat under
-`messages`; of a log a sample is what a monitor may see of it.
-"""
+JSONL (also .gz, and standard input) is read a line at a time, an Inspect log a sample at a time; a table
+(.csv, .tsv) and a .json list are read whole, as in training. A row is an object with the task's own field, or
+`text`, or a chat under `messages`; of a log a sample is what a monitor may see of it."""
 
 import glob
 import gzip
@@ -33,7 +32,8 @@ class Item(NamedTuple):
 
 
 def input_files(entry: str) -> list[str]:
-    """FILE, a folder of Inspect logs, a pattern with * or ?, or several of these with commas between -> files in order.
+    """FILE, a folder of Inspect logs, a pattern with * or ?, or several of these with commas between -> files
+    in order.
 
     "-" is standard input. Raises FileNotFoundError where a part stands for no file."""
     if entry == STDIN:
@@ -112,7 +112,7 @@ def finite(value: dict) -> dict:
     return json.loads(json.dumps(value), parse_constant=lambda name: None)
 
 
-# ---- lines -----------------------------------------------------------------------------------------------------------
+# ---- lines -------------------------------------------------------------------------------------------------
 
 
 def numbered_rows(file: str):
@@ -127,8 +127,8 @@ def numbered_rows(file: str):
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 raise ValueError(
-                    f"{where}: expected UTF-8 text, got byte {line[error.start]:#04x} at byte {error.start + 1} of the "
-                    "line; convert the file to UTF-8"
+                    f"{where}: expected UTF-8 text, got byte {line[error.start]:#04x} at byte "
+                    f"{error.start + 1} of the line; convert the file to UTF-8"
                 ) from error
             if text.strip():
                 yield number, json_row(text, where)

@@ -67,7 +67,8 @@ class Monitor:
     def __init__(
         self, model, tokenizer, task: Task, *, limit=None, batch_tokens=None, threshold=None, temperature=1.0
     ):
-        """threshold: on log-odds at that temperature; None for no decision. limit: of a row's tokens (batch.Limit)."""
+        """threshold: on log-odds at that temperature; None for no decision. limit: of a row's tokens
+        (batch.Limit)."""
         self.model, self.tokenizer, self.task = model, tokenizer, task
         self.limit, self.batch_tokens = limit, batch_tokens
         self.threshold, self.temperature = threshold, temperature
@@ -88,18 +89,20 @@ class Monitor:
     ) -> "Monitor":
         """The monitor of a run directory, or of any directory with an adapter in PEFT's format.
 
-        task: whose prompt is asked, a Task, a task file, or FILE#NAME of a file with several. device: cpu, cuda or
-        cuda:N. threshold: on log-odds; if not given the one that `eval.py --calibrate` picked for this task, with its
-        temperature, or none. changes: model, dtype, max_tokens, batch_tokens or date in place of the run's own. any_base:
-        take an adapter that was trained on another base. sharded: spread the base over torchrun's processes.
+        task: whose prompt is asked, a Task, a task file, or FILE#NAME of a file with several. device: cpu,
+        cuda or cuda:N. threshold: on log-odds; if not given the one that `eval.py --calibrate` picked for
+        this task, with its temperature, or none. changes: model, dtype, max_tokens, batch_tokens or date in
+        place of the run's own. any_base: take an adapter that was trained on another base. sharded: spread
+        the base over torchrun's processes.
 
-        Raises FileNotFoundError or ValueError in one line for a directory, task, base, device or calibration that is
-        missing, broken, or belongs to another adapter."""
+        Raises FileNotFoundError or ValueError in one line for a directory, task, base, device or calibration
+        that is missing, broken, or belongs to another adapter."""
         check_device(device)
         task = task if isinstance(task, Task) else named_task(str(task))
         settings, adapter = run_settings(run, **changes), adapter_hash(run)
         entry = find_calibration(run, task, adapter) if threshold is None else None
         model, tokenizer = load_run(run, settings, device=device, any_base=any_base, sharded=sharded)
+        tokenizer.label_ids(list(task.labels))  # refused now, not at the first score
         monitor = cls(model, tokenizer, task, batch_tokens=settings.batch_tokens, threshold=threshold)
         monitor.limit = row_limit(model, tokenizer, settings.max_tokens)
         if entry is not None:
@@ -108,11 +111,12 @@ class Monitor:
         return monitor
 
     def score(self, items: list) -> Scored:
-        """n texts, or conversations [{"role", "content", ...}, ...] in the shapes of formats/transcript.py -> Scored.
+        """n texts, or conversations [{"role", "content", ...}, ...] in the shapes of formats/transcript.py ->
+        Scored.
 
-        Texts are put into batches and cut as in training: to the task's max_chars, then to the run's max_tokens. All
-        of a text counts as text: control strings of a chat template in it have no effect. Raises ValueError naming
-        the item that is neither a text nor a conversation."""
+        Texts are put into batches and cut as in training: to the task's max_chars, then to the run's
+        max_tokens. All of a text counts as text: control strings of a chat template in it have no effect.
+        Raises ValueError naming the item that is neither a text nor a conversation."""
         if isinstance(items, (str, bytes, dict)):
             raise ValueError(f"items: expected a list of texts or conversations, got {type(items).__name__}")
         return self.score_texts([self.text_of(item, f"item {i}") for i, item in enumerate(items, 1)])
@@ -126,7 +130,8 @@ class Monitor:
         return Scored(positive, sigmoid(positive), decision, by_label, left_out)
 
     def read(self, texts: list[str], on_rows=None) -> tuple[np.ndarray, np.ndarray]:
-        """-> ((n, N) log-odds before the temperature, (n,) tokens left out). on_rows(n) is called after n more."""
+        """-> ((n, N) log-odds before the temperature, (n,) tokens left out). on_rows(n) is called after n
+        more."""
         options = {"limit": self.limit, "batch_tokens": self.batch_tokens, "on_rows": on_rows}
         with self.lock:
             return read(self.model, self.tokenizer, self.task, texts, **options)
@@ -139,9 +144,11 @@ class Monitor:
 
 
 def run_settings(directory: str | Path | None, **given) -> RunSettings:
-    """The settings of a run, where `given` has a value that one. A directory without settings.json has the defaults.
+    """The settings of a run, where `given` has a value that one. A directory without settings.json has the
+    defaults.
 
-    Raises FileNotFoundError without a directory, TypeError for an unknown name, ValueError for a value that is none."""
+    Raises FileNotFoundError without a directory, TypeError for an unknown name, ValueError for a value that
+    is none."""
     names = [field.name for field in fields(RunSettings)]
     if unknown := sorted(set(given) - set(names)):
         raise TypeError(f"expected settings among {', '.join(names)}; got {', '.join(unknown)}")
@@ -172,7 +179,8 @@ def run_settings(directory: str | Path | None, **given) -> RunSettings:
 
 
 def load_run(adapter, settings: RunSettings, *, device: str, any_base: bool = False, sharded: bool = False):
-    """-> (model with the adapter, tokenizer); adapter None for the base alone. sharded: over torchrun's processes."""
+    """-> (model with the adapter, tokenizer); adapter None for the base alone. sharded: over torchrun's
+    processes."""
     base = resolve(shipped(settings.model))
     if adapter is not None and not any_base:
         advice = "name that base with --model, or give --any-base"

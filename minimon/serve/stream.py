@@ -1,10 +1,9 @@
 """Items of any number -> a line of scores each, in order, a chunk in memory at a time.
 
-A line is {"id", "log_odds", "P", "decision"} of the task's first label, with more where there is more to say: "by_label" and
-"likeliest" of three labels or more, "left_out" tokens of a text that was too long, "file" of several, "skipped" with a
-reason. Beside a file of scores lies FILE.about.json: hashes of adapter, base and input, the task, the threshold and where it
-comes from. --resume goes on only where these are the same.
-"""
+A line is {"id", "log_odds", "P", "decision"} of the task's first label, with more where there is more to say:
+"by_label" and "likeliest" of three labels or more, "left_out" tokens of a text that was too long, "file" of
+several, "skipped" with a reason. Beside a file of scores lies FILE.about.json: hashes of adapter, base and
+input, the task, the threshold and where it comes from. --resume goes on only where these are the same."""
 
 import hashlib
 import json
@@ -20,7 +19,7 @@ import numpy as np
 
 from minimon.files import read_json, sha256, write_json
 from minimon.run.processes import each, from_first, rank, size
-from minimon.serve.inputs import STDIN, count_rows, input_files, read_items
+from minimon.serve.inputs import STDIN, count_rows, read_items
 
 FIRST_ROWS, CHUNK_ROWS, CHUNK_CHARS = (
     8,
@@ -29,12 +28,13 @@ FIRST_ROWS, CHUNK_ROWS, CHUNK_CHARS = (
 )  # scored together; the first few, so that scores come at once
 
 
-def score_stream(monitor, entry: str, out=None, *, resume=False, overwrite=False, with_text=False, bar=None):
-    """Scores what `entry` names (inputs.input_files) into the file `out`, or to standard output.
+def score_stream(
+    monitor, files: list[str], out=None, *, resume=False, overwrite=False, with_text=False, bar=None
+):
+    """Scores the rows of files (inputs.input_files) into the file `out`, or to standard output.
 
-    bar(total, done) -> a progress bar. Several processes share the work,
-    the first of them writes. Raises ValueError naming file and line; what came before it is scored first."""
-    files = input_files(entry)
+    bar(total, done) -> a progress bar. Several processes share the work, the first of them writes. Raises
+    ValueError naming file and line; what came before it is scored first."""
     items, done, stream = read_items(files, monitor.task), 0, nullcontext(sys.stdout)
     if out:
         about = about_scores(monitor, files) | {"with_text": with_text}
@@ -44,7 +44,7 @@ def score_stream(monitor, entry: str, out=None, *, resume=False, overwrite=False
             return
         items = islice(items, done, None)
         stream = open(os.devnull if rank() else part_of(out), "a", encoding="utf-8")
-    chunks = live_chunks(items) if entry == STDIN else chunks_of(items)
+    chunks = live_chunks(items) if files == [STDIN] else chunks_of(items)
     with stream as target, bar(count_rows(files), done) if bar else nullcontext() as progress:
         for lines in score_chunks(monitor, chunks, with_text):
             target.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
@@ -103,12 +103,12 @@ def scores_of(monitor, scored, row: int) -> dict:
     return found
 
 
-# ---- chunks ----------------------------------------------------------------------------------------------------------
+# ---- chunks ------------------------------------------------------------------------------------------------
 
 
 def chunks_of(items):
-    """Items -> lists of them, each twice as long as the last, up to a limit. Where `items` raises, what came before it
-    is a chunk first."""
+    """Items -> lists of them, each twice as long as the last, up to a limit. Where `items` raises, what came
+    before it is a chunk first."""
     chunk, chars, most = [], 0, min(FIRST_ROWS, CHUNK_ROWS)
     try:
         for item in items:
@@ -160,7 +160,7 @@ def live_chunks(items):
         raise last
 
 
-# ---- a file of scores ------------------------------------------------------------------------------------------------
+# ---- a file of scores --------------------------------------------------------------------------------------
 
 
 def part_of(out) -> Path:
@@ -185,27 +185,33 @@ def about_scores(monitor, files: list[str]) -> dict:
     }
 
 
-def prepare(out: Path, about: dict, resume: bool, overwrite: bool) -> int | None:
-    """Rows of `out` that are scored already, None for all of them; its sidecar is in place then. What exists is only
-    replaced with `overwrite` and only gone on with where it has the same sidecar."""
-    part = part_of(out)
+def refuse_existing(out: Path, resume: bool, overwrite: bool) -> None:
+    """What exists is only replaced with `overwrite`, and only gone on with with `resume`."""
     if out.is_dir():
         raise ValueError(f"{out}: expected the name of a file for the scores, got a directory")
-    if overwrite:
-        part.unlink(missing_ok=True)
-    elif out.exists() or part.exists():
-        found, state = (out, "holds scores") if out.exists() else (part, "holds scores that are not finished")
-        if not resume:
-            more = "" if found == out else ", or --resume to go on"
-            raise ValueError(f"{found}: {state}; name another --out, or give --overwrite to replace it{more}")
-        check_about(out if found == out else part, about)
-        if found == out:
-            return None
-    count = whole_lines(part) if part.exists() else 0
-    if not part.exists():
-        write_json(about_of(part), about)
-        part.touch()
-    return count
+    if resume or overwrite:
+        return
+    advice = "name another --out, or give --overwrite to replace it"
+    if out.exists():
+        raise ValueError(f"{out}: holds scores; {advice}")
+    if part_of(out).exists():
+        raise ValueError(f"{part_of(out)}: holds scores that are not finished; {advice}, or --resume to go on")
+
+
+def prepare(out: Path, about: dict, resume: bool, overwrite: bool) -> int | None:
+    """Rows of `out` that are scored already, None for all of them; its sidecar is in place then."""
+    refuse_existing(out, resume, overwrite)
+    part = part_of(out)
+    if out.exists() and not overwrite:
+        check_about(out, about)
+        return None
+    if part.exists() and not overwrite:
+        check_about(part, about)
+        return whole_lines(part)
+    part.unlink(missing_ok=True)
+    write_json(about_of(part), about)
+    part.touch()
+    return 0
 
 
 def check_about(path: Path, about: dict) -> None:
@@ -218,8 +224,8 @@ def check_about(path: Path, about: dict) -> None:
     changed = [key for key in sorted({*saved, *about}) if saved.get(key) != about.get(key)]
     if changed:
         raise ValueError(
-            f"{path}: these are scores of another {', '.join(changed)} (see {sidecar.name}); name another --out, or give "
-            "--overwrite to start again"
+            f"{path}: these are scores of another {', '.join(changed)} (see {sidecar.name}); name another "
+            "--out, or give --overwrite to start again"
         )
 
 

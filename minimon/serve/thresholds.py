@@ -1,11 +1,12 @@
-"""A threshold for one task, picked on labelled rows at a false-positive rate, and how sure it is; a temperature, if asked.
+"""A threshold for one task, picked on labelled rows at a false-positive rate; a temperature, if asked.
 
-    decision: log_odds > threshold,     z_i = log P(label i) / T,     log_odds_i = z_i - log sum_{j != i} exp z_j
+    decision: log_odds > threshold
+    z_i = log P(label i) / T,     log_odds_i = z_i - log sum_{j != i} exp z_j,     T = 1 unless fitted
 
-n rows, N labels, T = 1 unless fitted. The threshold is that of split conformal prediction (Papadopoulos et al., 2002): of
-m negatives the k-th highest score, k = floor(fpr (m + 1)), so that a new negative exceeds it with probability fpr at most.
-Where the labels separate completely it lies halfway between them. What is picked lies in calibration.json beside the
-adapter, by task; it counts for that adapter and that prompt alone.
+n rows, N labels. The threshold is that of split conformal prediction (Papadopoulos et al., 2002): of m
+negatives the k-th highest score, k = floor(fpr (m + 1)), so that a new negative exceeds it with probability
+fpr at most. Where the labels separate completely it lies halfway between them. It is stored in
+calibration.json beside the adapter, by task, and counts for that adapter and that prompt alone.
 """
 
 import math
@@ -31,7 +32,8 @@ def sigmoid(log_odds: np.ndarray) -> np.ndarray:
 
 
 def tempered(log_odds: np.ndarray, temperature: float) -> np.ndarray:
-    """(n, N) log-odds of each label against the rest -> the same at a temperature, in fp64; of two labels a division."""
+    """(n, N) log-odds of each label against the rest -> the same at a temperature, in fp64; of two labels a
+    division."""
     z = -np.logaddexp(0.0, -log_odds.astype(float)) / temperature  # (n, N) log P / T
     others = [np.logaddexp.reduce(np.delete(z, i, axis=1), axis=1) for i in range(z.shape[1])]
     return z - np.stack(others, axis=1)
@@ -46,19 +48,20 @@ def calibrate(
     fit: bool = False,
     seed: int = 0,
 ) -> dict:
-    """(n, N) at temperature 1, (n,) label indices, (n,) texts -> the threshold, its interval, FPR and TPR at it.
+    """(n, N) at temperature 1, (n,) label indices, (n,) texts -> the threshold, its interval, FPR and TPR at
+    it.
 
-    threshold_ci95 and tpr_ci95: percentile bootstrap over texts, the threshold picked anew each draw; fpr_ci95:
-    Wilson's interval (1927). fit: with the temperature of least negative log-likelihood (Guo et al., 2017).
-    separated: every positive is above every negative. Raises ValueError with fewer than 1 / fpr - 1 negatives, or
-    without a positive."""
+    threshold_ci95 and tpr_ci95: percentile bootstrap over texts, the threshold picked anew each draw;
+    fpr_ci95: Wilson's interval (1927). fit: with the temperature of least negative log-likelihood (Guo et
+    al., 2017). separated: every positive is above every negative. Raises ValueError with fewer than 1 / fpr -
+    1 negatives, or without a positive."""
     check_rate(fpr)
     positives = labels == 0
     negatives, needed = int((~positives).sum()), math.ceil(1 / fpr - 1 - 1e-9)
     if negatives < needed or not positives.any():
         raise ValueError(
-            f"expected a positive and at least {needed} negatives to pick a threshold at an FPR of {fpr:g}, got "
-            f"{int(positives.sum())} and {negatives}; give the task more rows, or ask for a higher --fpr"
+            f"expected a positive and at least {needed} negatives to pick a threshold at an FPR of {fpr:g}, "
+            f"got {int(positives.sum())} and {negatives}; give the task more rows, or ask for a higher --fpr"
         )
     temperature = best_temperature(log_odds, labels) if fit else 1.0
     scores = tempered(log_odds, temperature)[:, 0].round(6)
@@ -97,7 +100,8 @@ def check_rate(fpr: float) -> None:
 
 
 def pick(scores: np.ndarray, positives: np.ndarray, weights: np.ndarray, fpr: float) -> float:
-    """The k-th highest of the negatives, each counted `weights` times; between the labels where they separate."""
+    """The k-th highest of the negatives, each counted `weights` times; between the labels where they
+    separate."""
     drawn = weights > 0
     negatives = scores[drawn & ~positives]
     lowest, highest = scores[drawn & positives].min(), negatives.max()
@@ -128,21 +132,22 @@ def wilson(hits: int, n: int, z: float = 1.959964) -> list[float]:
     return [max(0.0, (centre - half) / (n + z * z)), min(1.0, (centre + half) / (n + z * z))]
 
 
-# ---- for a run -------------------------------------------------------------------------------------------------------
+# ---- for a run ---------------------------------------------------------------------------------------------
 
 
 def calibrate_run(monitor, directory, *, fpr: float, fit: bool = False, on_rows=None) -> str:
-    """`calibrate` on the rows of the monitor's task -> what a person is shown of it; stored beside the adapter.
+    """`calibrate` on the rows of the monitor's task -> what a person is shown of it; stored beside the
+    adapter.
 
-    Raises ValueError for a row that the run was trained on, whatever file it comes from: its score says nothing about
-    new rows."""
+    Raises ValueError for a row that the run was trained on, whatever file it comes from: its score says
+    nothing about new rows."""
     task, trained = monitor.task, trained_texts(monitor.about["settings"]["mixture"])
     rows = calibration_rows(task)
     seen = [row for row in rows if row.text in (trained or {})]
     if seen:
         raise ValueError(
-            f"{seen[0].where}: task {task.name!r}: expected rows that this run was not trained on, got {len(seen)} of "
-            f"{len(rows)} that it was, this one at {trained[seen[0].text]}; calibrate on other rows"
+            f"{seen[0].where}: task {task.name!r}: expected rows that this run was not trained on, got "
+            f"{len(seen)} of {len(rows)} that it was, this one at {trained[seen[0].text]}; use other rows"
         )
     log_odds, left_out = monitor.read([row.text for row in rows], on_rows)
     labels = np.array([row.label for row in rows])
@@ -174,7 +179,8 @@ def calibration_rows(task: Task) -> list[Row]:
 
 
 def trained_texts(mixture_path: str | None) -> dict[str, str] | None:
-    """Text -> file:line of the rows on the training side of a mixture; None where its files cannot be read any more."""
+    """Text -> file:line of the rows on the training side of a mixture; None where its files cannot be read
+    any more."""
     if mixture_path is None:
         return None
     try:
@@ -187,26 +193,20 @@ def trained_texts(mixture_path: str | None) -> dict[str, str] | None:
 
 def calibration_lines(task: Task, entry: dict) -> str:
     """What a person is shown of a calibration."""
-
-    def interval(key, form):
-        return f"[{entry[key][0]:{form}}, {entry[key][1]:{form}}]"
-
-    positive = next(iter(task.labels))
+    bounds = {key: entry[f"{key}_ci95"] for key in ("threshold", "fpr", "tpr")}
+    shown = {key: f"[{low:.4g}, {high:.4g}]" for key, (low, high) in bounds.items()}
     lines = [
-        f"{task.name}: {positive} where log-odds > {entry['threshold']:.6g} {interval('threshold_ci95', '.4g')}, picked "
-        f"on {entry['negatives']} negatives and {entry['positives']} positives ({entry['rows']} rows); temperature "
-        f"{entry['temperature']:g}",
-        f"there FPR {entry['fpr']:.4f} {interval('fpr_ci95', '.4f')} and TPR {entry['tpr']:.3f} "
-        f"{interval('tpr_ci95', '.3f')}",
+        f"{task.name}: {next(iter(task.labels))} where log-odds > {entry['threshold']:.6g} {shown['threshold']}, "
+        f"picked on {entry['negatives']} negatives and {entry['positives']} positives ({entry['rows']} rows)",
+        f"there FPR {entry['fpr']:.4f} {shown['fpr']} and TPR {entry['tpr']:.3f} {shown['tpr']}; "
+        f"temperature {entry['temperature']:g}",
     ]
     if entry["separated"]:
-        lines.append(
-            "warning: these rows separate completely, so the threshold lies halfway between the labels; rows that are "
-            "harder to judge would tell where it belongs"
-        )
+        advice = "rows that are harder to judge would tell where it belongs"
+        lines.append(f"warning: these rows separate completely, the threshold is halfway between; {advice}")
     if not entry["checked"]:
         lines.append(
-            "warning: the run's training rows could not be read, so nothing says that these are not among them"
+            "warning: the run's training rows cannot be read; nothing tells whether these are among them"
         )
     return "\n".join(lines)
 
@@ -226,7 +226,8 @@ def save_calibration(directory, task: Task, entry: dict) -> Path:
 
 
 def find_calibration(directory, task: Task, adapter: str) -> dict | None:
-    """The task's entry, None where it has none. Raises ValueError where it was picked for another adapter or prompt."""
+    """The task's entry, None where it has none. Raises ValueError where it was picked for another adapter or
+    prompt."""
     path = Path(directory) / NAME
     entry = read_json(path).get(task.name) if path.is_file() else None
     if entry is None:
