@@ -1,239 +1,310 @@
-"""Measure a saved adapter beside its base, pick a threshold, score transcripts, or merge it into a plain checkpoint.
+"""Measure an adapter beside its base, or a base alone; pick a threshold, score rows, merge the adapter.
 
-    python eval.py --adapter runs/default-seed0                                   # the numbers of train.py again
-    python eval.py --adapter runs/default-seed0 --calibrate data/tasks/far.toml#home-threaten --fpr 0.01
-    python eval.py --adapter runs/default-seed0 --score transcripts.jsonl --task data/tasks/far.toml#home-threaten > scores.jsonl
-    python eval.py --adapter runs/default-seed0 --merge-to merged                 # loads in transformers
+python eval.py --adapter runs/default-seed0                        # the numbers of train.py again
+python eval.py --model data/base --mixture data/mixtures/default.toml --shots 4        # a base alone
+python eval.py --adapter runs/default-seed0 --calibrate data/tasks/far.toml#home-threaten --fpr 0.05
+python eval.py --adapter runs/default-seed0 --score 'logs/*' --task data/tasks/far.toml#home-threaten
+python eval.py --adapter runs/default-seed0 --merge-to merged      # loads in transformers
 """
 
-import json
-import os
+import math
+import random
 import shutil
 import sys
 import time
-from contextlib import nullcontext
-from dataclasses import dataclass
-from datetime import date
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-import torch
+from minimon.report.build import attack_lines, build_report, table, verdict_line, write_report
 from tqdm import tqdm
 
+from minimon.checkpoint import save_model
+from minimon.evaluate import evaluate, evaluation_rows
+from minimon.files import resolve
+from minimon.formats.transcript import text_of
+from minimon.lora import merge_lora
+from minimon.run.cli import one_line_errors, parse, setting, shipped
+from minimon.run.processes import counter, launched, rank, size, start
+from minimon.run.provenance import data_files, provenance
+from minimon.serve._core import row_limit
+from minimon.serve.inputs import input_files
+from minimon.serve.monitor import Monitor, adapter_hash, load_run, named_task, run_settings
+from minimon.serve.stream import refuse_existing, score_stream
+from minimon.serve.thresholds import calibrate_run, check_rate, refuse_calibrated
 from minimon.study.attacks import attacked_rows, attacks, measure_attacks
-from minimon.serve.thresholds import calibrate, find_calibration, save_calibration
-from minimon.checkpoint import load_model, save_model
-from minimon.run.cli import check_device, one_line_errors, parse, setting, shipped
-from minimon.run.processes import counter, from_first, launched, rank, shard, size, start
-from minimon.evaluate import evaluate, evaluation_rows, limit_rows, read
-from minimon.files import read_json, resolve, sha256
-from minimon.tasks import load_conversations, schedule_of
-from minimon.lora import load_adapter, merge_lora
-from minimon.run.provenance import check_same, data_files, provenance
-from minimon.report import attack_lines, build_report, table, verdict_line, write_report
-from minimon.serve.stream import after, check_again, count_lines, items, score_items, whole_lines
-from minimon.report.leakage import near_duplicates
-from minimon.tasks import load_mixture, load_task
-from minimon.tokenizer import load_tokenizer
+from minimon.tasks import Mixture, Task, load_conversations, load_mixture, near_duplicates, schedule_of
+
+EXAMPLE_CHARS = 1000  # of a text that a prompt shows as an example
 
 
 @dataclass(frozen=True)
 class Settings:
-    adapter: str | None = setting(None, "run directory, or any directory with an adapter in PEFT's format")
+    adapter: str | None = setting(
+        None, "run directory, or any with an adapter in PEFT's format; none for a base alone"
+    )
     model: str | None = setting(None, "checkpoint directory or hub id; the run's own if not given")
     mixture: str | None = setting(None, "the tasks to evaluate on; the run's own if not given")
-    epsilon: float | None = setting(None, "the verdict's threshold on mean performance; the run's own if not given")
-    out: str | None = setting(None, "directory for report.json and report.md; with --score the file of scores; none if not given")
-    score: str | None = setting(None, "JSONL of transcripts, - for standard input, or an Inspect log: a line {id, P, decision} each")
+    splits: str | None = setting(None, "only these splits of the mixture, commas between")
+    eval_rows: int | None = setting(None, "at most this many rows a task")
+    shots: int = setting(0, "labelled rows of its task that each prompt shows as examples")
+    epsilon: float | None = setting(
+        None, "the verdict's threshold on mean performance; the run's own if not given"
+    )
+    attack: bool = setting(False, "also what words in the texts of new_domain do to the scores")
+    out: str | None = setting(
+        None, "directory of the report; with --score the file of scores; none if not given"
+    )
+    overwrite: bool = setting(False, "replace what --out, --merge-to or --calibrate finds in its place")
+    score: str | None = setting(
+        None, "rows to score: files, patterns, folders of logs, commas between; - for stdin"
+    )
     task: str | None = setting(None, "with --score: the task whose prompt is asked, FILE or FILE#NAME")
-    threshold: float | None = setting(None, "with --score: P above which the decision is true; the calibrated one if not given")
+    threshold: float | None = setting(
+        None, "with --score: P above which to flag; the calibrated one if not given"
+    )
+    with_text: bool = setting(False, "with --score: each line also holds the text and its row's other fields")
     resume: bool = setting(False, "with --score and --out: go on after the last line that was scored")
-    calibrate: str | None = setting(None, "pick a threshold on the rows of this task, FILE or FILE#NAME, that were not trained on")
+    calibrate: str | None = setting(
+        None, "pick a threshold on rows of this task, FILE or FILE#NAME, not trained on"
+    )
     fpr: float = setting(0.01, "with --calibrate: share of negatives that may be above the threshold")
     temperature: bool = setting(False, "with --calibrate: fit a temperature as well")
-    attack: bool = setting(False, "also what words in the texts of new_domain do to the scores")
-    any_base: bool = setting(False, "take an adapter that was trained on another base")
     merge_to: str | None = setting(None, "directory for the base with the adapter merged into it")
+    any_base: bool = setting(False, "take an adapter that was trained on another base")
     batch_tokens: int | None = setting(None, "tokens of a forward pass; the run's own if not given")
-    max_tokens: int | None = setting(None, "of a row, or its text loses its middle; the run's own if not given")
+    max_tokens: int | None = setting(
+        None, "of a row, or its text loses its middle; the run's own if not given"
+    )
     device: str = setting("cpu", "cpu, cuda or cuda:N")
-    dtype: str | None = setting(None, "of the base: float32 or bfloat16; bfloat16 on cuda if not given", ("float32", "bfloat16"))
-    shard: bool = setting(False, "with torchrun: spread the base over the processes, for one that a device cannot hold")
+    dtype: str | None = setting(None, "of the base; the run's own if not given", ("float32", "bfloat16"))
+    shard: bool = setting(
+        False, "with torchrun: spread the base over the processes, for one too large for a device"
+    )
 
 
 def main(settings: Settings) -> int:
-    run = run_settings(settings)
-    device, base = start(settings.device), resolve(shipped(run["model"]))
-    made = from_first(lambda: provenance(sys.argv, base))
-    if not settings.any_base:
-        check_same(settings.adapter, made, ["base"], "name that base with --model, or give --any-base")
-    model = load_model(base, dtype=getattr(torch, settings.dtype) if settings.dtype else None, device="cpu" if settings.shard else device)
-    if settings.shard:
-        shard(model, device)
-    load_adapter(model, settings.adapter)
+    check_settings(settings)
+    if settings.score or settings.calibrate:
+        return serve(settings)
+    run = run_settings(settings.adapter, **changes(settings, "mixture", "epsilon"))
     if settings.merge_to:
-        save_model(merge_lora(model), settings.merge_to, like=base)
+        model, _ = load_run(settings.adapter, run, device=settings.device, any_base=settings.any_base)
+        save_model(merge_lora(model), settings.merge_to, like=resolve(shipped(run.model)))
         print(f"merged checkpoint in {settings.merge_to}")
         return 0
-    tokenizer = load_tokenizer(base, date=run["date"])
-    limit_rows(tokenizer, model, run["max_tokens"])
-    if settings.calibrate:
-        return pick_threshold(settings, run, model, tokenizer)
-    if settings.score:
-        return score_file(settings, model, tokenizer, run["batch_tokens"])
+    if run.mixture is None:
+        raise ValueError(
+            f"--mixture: expected one, since {settings.adapter} has no settings.json that names it"
+        )
+    mixture = narrowed(load_mixture(shipped(run.mixture)), settings.splits, settings.eval_rows)
+    conversations = trained_conversations(run, mixture) if settings.adapter else []
+    if settings.attack and not attacked_rows(mixture):
+        raise ValueError(f"--attack: expected a split new_domain in {mixture.path}, found none")
+    if settings.shots:
+        mixture = with_examples(mixture, settings.shots)
 
-    mixture, started = load_mixture(shipped(run["mixture"])), time.time()
+    device = start(settings.device)
+    model, tokenizer = load_run(
+        settings.adapter, run, device=device, any_base=settings.any_base, sharded=settings.shard
+    )
+    limit = row_limit(model, tokenizer, run.max_tokens)
+    started = time.time()
     with progress("evaluate", evaluation_rows(mixture, tokenizer)) as bar:
-        scores = evaluate(model, tokenizer, mixture, batch_tokens=run["batch_tokens"], on_rows=counter(bar, settings.shard))
-    moved = attacked(model, tokenizer, mixture, run["batch_tokens"]) if settings.attack else None
+        on_rows = counter(bar, settings.shard)
+        scores = evaluate(model, tokenizer, mixture, batch_tokens=run.batch_tokens, on_rows=on_rows)
+    attacked = attack(model, tokenizer, mixture, run) if settings.attack else None
     if rank():
         return 0
-    about = {**made, "data": data_files(mixture), "directory": settings.adapter, "date": run["date"], "device": settings.device,
-             "processes": size(), "evaluate_seconds": round(time.time() - started, 1)}
-    report = build_report(scores, model=run["model"], adapter=adapter_hash(settings), seed=run["seed"], epsilon=run["epsilon"],
-                          run=about, leakage=near_duplicates(mixture, conversations(run, mixture)), attacks=moved)
+    about = {
+        **provenance(sys.argv, resolve(shipped(run.model))),
+        "data": data_files(mixture),
+        "directory": settings.adapter,
+        "date": run.date,
+        "device": settings.device,
+        "shots": settings.shots,
+        "processes": size(),
+        "evaluate_seconds": round(time.time() - started, 1),
+    }
+    report = build_report(
+        scores,
+        model=run.model,
+        adapter=adapter_hash(settings.adapter) if settings.adapter else None,
+        seed=run.seed,
+        epsilon=run.epsilon,
+        run=about,
+        leakage=near_duplicates(mixture, conversations),
+        attacks=attacked,
+    )
     if settings.out:
         Path(settings.out).mkdir(parents=True, exist_ok=True)
         write_report(report, settings.out, scores)
-    print("\n" + (attack_lines(report) + "\n\n" if moved else "") + f"{table(report)}\n\n{verdict_line(report)}")
+    print(
+        "\n"
+        + (attack_lines(report) + "\n\n" if attacked else "")
+        + f"{table(report)}\n\n{verdict_line(report)}"
+    )
     return 0
 
 
-def run_settings(settings: Settings) -> dict:
-    """What the command line leaves open comes from the run's settings.json."""
-    check_device(settings.device)
-    if not settings.adapter:
-        raise ValueError("--adapter: expected a run directory such as runs/default-seed0, got none")
-    if bool(settings.score) != bool(settings.task):
-        raise ValueError("--score and --task: expected both, a file of transcripts and the task to ask of them; got one")
-    if sum(map(bool, (settings.score, settings.calibrate, settings.merge_to))) > 1:
+def serve(settings: Settings) -> int:
+    """--calibrate and --score: one task asked of the run's monitor."""
+    task = named_task(settings.calibrate or settings.task)
+    files = input_files(settings.score) if settings.score else []
+    if settings.calibrate and not settings.overwrite:
+        refuse_calibrated(settings.adapter, task)
+    if settings.score and settings.out:
+        refuse_existing(Path(settings.out), settings.resume, settings.overwrite)
+    threshold = None if settings.threshold is None else log_odds(settings.threshold)
+    monitor = Monitor.load(
+        settings.adapter,
+        task=task,
+        device=start(settings.device),
+        threshold=math.inf if settings.calibrate else threshold,
+        any_base=settings.any_base,
+        sharded=settings.shard,
+        **changes(settings, "mixture"),
+    )
+    if settings.calibrate:
+        with progress("calibrate") as bar:
+            print(
+                calibrate_run(
+                    monitor, settings.adapter, fpr=settings.fpr, fit=settings.temperature, on_rows=bar.update
+                )
+            )
+        return 0
+    if monitor.threshold is None and rank() == 0:
+        advice = "pick one with --calibrate or --threshold"
+        sys.stderr.write(
+            f"no threshold for task {task.name!r} beside the adapter: decision is null; {advice}\n"
+        )
+    score_stream(
+        monitor,
+        files,
+        settings.out,
+        resume=settings.resume,
+        overwrite=settings.overwrite,
+        with_text=settings.with_text,
+        bar=lambda total, done: progress("score", total, done),
+    )
+    return 0
+
+
+def check_settings(settings: Settings) -> None:
+    """What can be refused before anything is loaded."""
+    doing = [name for name in ("score", "calibrate", "merge_to") if getattr(settings, name)]
+    if len(doing) > 1:
         raise ValueError("--score, --calibrate and --merge-to: expected one of them, got more")
+    if bool(settings.score) != bool(settings.task):
+        raise ValueError("--score and --task: expected both, rows and the task to ask of them; got one")
+    if not settings.adapter and (doing or not settings.model):
+        raise ValueError("--adapter: expected a run directory such as runs/default-seed0, got none")
     if settings.temperature and not settings.calibrate:
         raise ValueError("--temperature: expected --calibrate TASK beside it, got none")
-    if not Path(settings.adapter).is_dir():
-        raise ValueError(f"--adapter: expected a directory, found none at {settings.adapter}; train.py makes one")
     if settings.merge_to and (settings.shard or launched() > 1):
-        raise ValueError("--merge-to: expected one process and no --shard, got more; start it without torchrun")
-    if settings.score == "-" and launched() > 1:
-        raise ValueError("--score -: expected one process, got several, and standard input is one; give a file")
+        raise ValueError(
+            "--merge-to: expected one process and no --shard, got more; start it without torchrun"
+        )
+    if settings.score == "-" and (launched() > 1 or settings.resume):
+        raise ValueError(
+            "--score -: expected one process and no --resume, since standard input is read once; give a file"
+        )
     if settings.threshold is not None and not 0 <= settings.threshold <= 1:
-        raise ValueError(f"--threshold: expected a number in [0, 1], got {settings.threshold}")
-    path = Path(settings.adapter) / "settings.json"
-    run = {"seed": 0, "epsilon": 0.75, "batch_tokens": None, "max_tokens": None, "date": date.today().isoformat()}
-    run |= read_json(path) if path.is_file() else {}
-    keys = ("model", "mixture", "epsilon", "batch_tokens", "max_tokens")
-    run |= {key: value for key in keys if (value := getattr(settings, key)) is not None}
-    check_run(run, path)
-    if not run.get("model"):
-        raise ValueError(f"--model: expected one, since {settings.adapter} has no settings.json that names the base")
-    if not run.get("mixture") and not (settings.score or settings.merge_to or settings.calibrate):
-        raise ValueError(f"--mixture: expected one, since {settings.adapter} has no settings.json that names it")
-    return run
+        raise ValueError(f"--threshold: expected a P in [0, 1], got {settings.threshold}")
+    if settings.shots < 0:
+        raise ValueError(f"--shots: expected a number from 0, got {settings.shots}")
+    check_rate(settings.fpr)
+    if settings.overwrite:
+        return
+    if settings.merge_to and Path(settings.merge_to).exists():
+        raise ValueError(
+            f"{settings.merge_to}: is there already; name another --merge-to, or give --overwrite"
+        )
+    if not doing and settings.out and (Path(settings.out) / "report.json").exists():
+        raise ValueError(
+            f"{settings.out}: holds a report; name another --out, or give --overwrite to replace it"
+        )
 
 
-def check_run(run: dict, path: Path) -> None:
-    """What is taken from settings.json, or from the command line in its place."""
-    kinds = {"model": str, "mixture": str, "date": str, "instruct": str, "seed": int, "epsilon": float, "batch_tokens": int,
-             "max_tokens": int}
-    bad = [f"{key} = {run[key]!r}" for key, kind in kinds.items() if run.get(key) is not None and type(run[key]) is not kind]
-    bad += [f"{key} = {run[key]!r}" for key in ("seed", "epsilon", "date") if run[key] is None]
-    if bad or not 0 <= run["epsilon"] <= 1 or (run["batch_tokens"] or 1) < 1:
-        raise ValueError(f"{path}: expected the settings of a run, epsilon in [0, 1] and batch_tokens from 1, got "
-                         f"{', '.join(bad) or (run['epsilon'], run['batch_tokens'])}")
+def changes(settings: Settings, *more: str) -> dict:
+    """What the command line says in place of the run's settings.json."""
+    return {name: getattr(settings, name) for name in ("model", "dtype", "batch_tokens", "max_tokens", *more)}
 
 
-def conversations(run: dict, mixture):
+def log_odds(P: float) -> float:
+    return math.inf * (P - 0.5) if P in (0, 1) else math.log(P / (1 - P))
+
+
+# ---- what is measured --------------------------------------------------------------------------------------
+
+
+def narrowed(mixture: Mixture, splits: str | None, rows: int | None) -> Mixture:
+    """Only some splits, and at most so many rows a task."""
+    names = splits.split(",") if splits else list(mixture.splits)
+    if missing := [name for name in names if name not in mixture.splits]:
+        raise ValueError(f"--splits: expected some of {', '.join(mixture.splits)}, got {', '.join(missing)}")
+    if rows is not None and rows < 2:
+        raise ValueError(f"--eval-rows: expected a number from 2, got {rows}")
+    options = mixture.options
+    if rows is not None:
+        options = {
+            name: replace(option, rows=min(rows, option.rows or rows)) for name, option in options.items()
+        }
+    return replace(mixture, splits={name: mixture.splits[name] for name in names}, options=options)
+
+
+def with_examples(mixture: Mixture, count: int) -> Mixture:
+    """Each evaluation task's prompt followed by `count` labelled rows of the task that are not evaluated
+    on."""
+
+    def shown(task: Task, split: str) -> Task:
+        tested, rng = (
+            {row.text for row in mixture.test_rows(task, split)},
+            random.Random(f"shots-{task.name}"),
+        )
+        rest = [row for row in task.rows if row.text not in tested]
+        names, examples = list(task.labels), []
+        rng.shuffle(rest)
+        for i in range(count):
+            pool = [row for row in rest if row.label == i % len(names)]
+            if not pool:
+                raise ValueError(
+                    f"--shots: task {task.name!r} has too few rows of {names[i % len(names)]!r} beside its test rows"
+                )
+            rest.remove(pool[0])
+            examples.append(pool[0])
+        rng.shuffle(examples)
+        parts = [
+            f"Text: {text_of({'t': row.text}, 't', row.where, EXAMPLE_CHARS)}\nAnswer: {names[row.label]}"
+            for row in examples
+        ]
+        return replace(task, prompt="\n\n".join([task.prompt, "Examples:", *parts]))
+
+    splits = {
+        split: {group: [shown(task, split) for task in tasks] for group, tasks in groups.items()}
+        for split, groups in mixture.splits.items()
+    }
+    return replace(mixture, splits=splits)
+
+
+def trained_conversations(run, mixture: Mixture) -> list:
     """What the run was trained on beside the tasks."""
-    trained = schedule_of(mixture.instruct, run.get("instruct")) != "none"
-    return load_conversations(mixture.instruct.path) if mixture.instruct and trained else []
+    if mixture.instruct is None or schedule_of(mixture.instruct, run.instruct) == "none":
+        return []
+    return load_conversations(mixture.instruct.path)
 
 
-def attacked(model, tokenizer, mixture, batch_tokens: int | None) -> list[dict]:
+def attack(model, tokenizer, mixture: Mixture, run) -> list[dict]:
     rows = sum(len(rows) for _, rows in attacked_rows(mixture))
-    if not rows:
-        raise ValueError(f"{mixture.path}: expected a split new_domain to attack, found none")
     with progress("attack", 2 * rows * len(attacks("", ""))) as bar:
-        return measure_attacks(model, tokenizer, mixture, batch_tokens=batch_tokens, on_rows=bar.update)
+        return measure_attacks(model, tokenizer, mixture, batch_tokens=run.batch_tokens, on_rows=bar.update)
 
 
-def named_task(entry: str):
-    file, _, name = entry.partition("#")
-    return load_task(shipped(file), name or None)
-
-
-def adapter_hash(settings: Settings) -> str:
-    return sha256(Path(settings.adapter) / "adapter_model.safetensors")
-
-
-def pick_threshold(settings: Settings, run: dict, model, tokenizer) -> int:
-    """On the validation rows of the task, on its test rows where it has none."""
-    task = named_task(settings.calibrate)
-    side = "validation" if any(row.side == "validation" for row in task.rows) else "test"
-    rows = [row for row in task.rows if row.side == side]
-    with progress("calibrate", len(rows)) as bar:
-        reading = read(model, tokenizer, task, rows, batch_tokens=run["batch_tokens"], on_rows=bar.update)
-    try:
-        found = calibrate(reading.P.numpy(), np.array([row.label for row in rows]), np.array([row.text for row in rows], dtype=object),
-                          fpr=settings.fpr, fit=settings.temperature)
-    except ValueError as error:
-        raise ValueError(f"{settings.calibrate}: {side} rows: {error}") from error
-    about = {"adapter": adapter_hash(settings), "model": run["model"], "rows": side, "rows_cut": int((reading.left_out > 0).sum()), **found}
-    path = from_first(lambda: save_calibration(settings.adapter, task, about))
-    low, high = found["threshold_ci95"]
-    print(f"{task.name}: {next(iter(task.labels))} where P > {found['threshold']:.6g} [{low:.6g}, {high:.6g}], picked on "
-          f"{found['negatives']} negatives and {found['positives']} positives ({side} rows); temperature {found['temperature']:g}\n"
-          f"there FPR {found['fpr']:.4f} [{found['fpr_ci95'][0]:.4f}, {found['fpr_ci95'][1]:.4f}] and "
-          f"TPR {found['tpr']:.3f} [{found['tpr_ci95'][0]:.3f}, {found['tpr_ci95'][1]:.3f}]; stored in {path}")
-    return 0
-
-
-def score_file(settings: Settings, model, tokenizer, batch_tokens: int | None) -> int:
-    """A line {"id", "P", "decision"} a row, in the file's order; into --out by way of --out.part, or to standard output."""
-    task = named_task(settings.task)
-    calibration = find_calibration(settings.adapter, task, adapter_hash(settings)) if settings.threshold is None else None
-    threshold, temperature = (calibration["threshold"], calibration["temperature"]) if calibration else (settings.threshold, 1.0)
-    if threshold is None and rank() == 0:
-        sys.stderr.write(f"no threshold for task {task.name!r} beside the adapter: decision is null; pick one with --calibrate or "
-                         "--threshold\n")
-    out = Path(settings.out) if settings.out else None
-    part = out and Path(f"{out}.part")
-    if out and from_first(out.exists):
-        if not settings.resume:
-            raise ValueError(f"{out}: holds scores; name another --out, or remove it")
-        sys.stderr.write(f"{out}: these scores are finished\n")
-        return 0
-    count, last = from_first(lambda: resume_after(part, settings)) if part else (0, None)
-    found = after(items(settings.score, task), part, count) if count else items(settings.score, task)
-    mine = part and (part if rank() == 0 else os.devnull)
-    with open(mine, "a" if count else "w", encoding="utf-8") if part else nullcontext(sys.stdout) as stream, \
-            progress("score", count_lines(settings.score), count) as bar:
-        for lines in score_items(model, tokenizer, task, found, threshold=threshold, temperature=temperature, batch_tokens=batch_tokens):
-            if last:
-                check_again(last, lines.pop(0), part)
-                last = None
-            stream.write("".join(json.dumps(line) + "\n" for line in lines))
-            stream.flush()
-            bar.update(len(lines))
-    if out:
-        from_first(lambda: os.replace(part, out))
-    return 0
-
-
-def resume_after(part: Path, settings: Settings) -> tuple[int, dict | None]:
-    """(lines that are scored, the last of them); what is cut off after them goes."""
-    if not part.exists():
-        return 0, None
-    if not settings.resume:
-        raise ValueError(f"{part}: holds scores that are not finished; give --resume to go on, or remove it")
-    count, length, last = whole_lines(part)
-    os.truncate(part, length)
-    return count, last
-
-
-def progress(name: str, total: int | None, initial: int = 0):
+def progress(name: str, total: int | None = None, done: int = 0):
     """On stderr: standard output is for what is piped on."""
-    return tqdm(desc=name, total=total, initial=initial, unit="row", ncols=min(100, shutil.get_terminal_size().columns), mininterval=0.5,
-                disable=rank() > 0)
+    columns = min(100, shutil.get_terminal_size().columns)
+    return tqdm(
+        desc=name, total=total, initial=done, unit="row", ncols=columns, mininterval=0.5, disable=rank() > 0
+    )
 
 
 if __name__ == "__main__":

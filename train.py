@@ -20,7 +20,8 @@ from minimon.checkpoint import load_model
 from minimon.evaluate import evaluate, evaluation_rows
 from minimon.files import resolve, sha256
 from minimon.lora import adapter_tensors, add_lora, load_adapter, save_adapter
-from minimon.report import build_report, near_duplicates, table, verdict_line, write_report
+from minimon.report import build_report, reading, table, verdict_line, write_report
+from minimon.report.leakage import near_duplicates
 from minimon.run.base_scores import BaseScores
 from minimon.run.checks import check_training
 from minimon.run.cli import StopSignals, one_line_errors, parse, peak_memory_gb, progress, setting, shipped
@@ -162,6 +163,11 @@ def train(settings: Settings, run: RunDirectory, mixture, device: str) -> int:
     run.begin(made, dtype=str(model.lm_head.weight.dtype).removeprefix("torch."))
     started = time.time()
     rows, label_report = training_rows(settings, mixture, model, tokenizer, run.path, limit=limit)
+    if label_report:
+        print(
+            f"labels of the base's own: {label_report['right']:.3f} of {label_report['rows']} right, "
+            f"{label_report['well_formed']:.3f} well-formed"
+        )
     if settings.init_adapter:
         load_adapter(model, settings.init_adapter)
     else:
@@ -294,7 +300,8 @@ def train(settings: Settings, run: RunDirectory, mixture, device: str) -> int:
     write_report(report, run.path, scores)
     run.finish()
     cost = f"{time.time() - started:.0f} s and {about['peak_memory_gb']:.1f} GB of memory"
-    print(f"\n{table(report)}\n\nreport and adapter in {run.path}, after {cost}\n{verdict_line(report)}")
+    print(f"\n{table(report)}\n\nreport and adapter in {run.path}, after {cost}")
+    print("\n".join([*reading(report), verdict_line(report)]))
     return 0
 
 

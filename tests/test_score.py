@@ -6,17 +6,19 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 import eval as evaluation
-import tiny
-from minimon.serve import thresholds as calibration
-from minimon.serve import stream as scoring
-from minimon.serve.thresholds import calibrate, positive, tempered, wilson
+from minimon.serve import thresholds
+from minimon.serve import inputs, stream
+from minimon.serve.monitor import Scored
+from minimon.serve.thresholds import calibrate, sigmoid, tempered, wilson
 from minimon.checkpoint import load_model
 from minimon.evaluate import score
 from minimon.report.figure import reliability, roc, roc_rows, uplift_text, write_figure
@@ -47,6 +49,9 @@ def folder(tmp_path_factory):
     (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (here / "t.toml").write_text('name = "t"\ndomain = "home"\nprompt = "Is it a leak? Answer Yes or No."\nrows = "rows.jsonl"\ntext = "text"\n'
                                  'label = "y"\nlabels = { Yes = [1], No = [0] }\nsplit = "split"\n')
+    (here / "trained.toml").write_text((here / "t.toml").read_text().replace("rows.jsonl", "trained.jsonl"))
+    (here / "trained.jsonl").write_text("".join(json.dumps({"text": f"x {i}", "y": i % 2, "split": "train" if i < 20 else "test"}) + "\n" for i in range(40)))
+    (here / "m.toml").write_text('[train]\ntasks = ["trained.toml"]\n[eval.trained]\ntasks = ["trained.toml"]\n')
     (here / "in.jsonl").write_text("".join(json.dumps({"id": f"r{i}", "text": f"{WORDS[i % 5]} {i}"}) + "\n" for i in range(30)))
     return here
 
@@ -69,7 +74,7 @@ def scored(run, folder, capsys, file="in.jsonl", **changes):
 
 
 def chunks_of(monkeypatch, rows):
-    monkeypatch.setattr(scoring, "CHUNK_ROWS", rows)
+    monkeypatch.setattr(stream, "CHUNK_ROWS", rows)
 
 
 # ---- a stream of rows ----------------------------------------------------------------------------------------------------------
@@ -77,7 +82,7 @@ def chunks_of(monkeypatch, rows):
 
 def test_each_row_has_a_line_with_its_id_in_order_whatever_the_chunks(run, folder, capsys, monkeypatch):
     whole = scored(run, folder, capsys)
-    assert [line["id"] for line in whole] == [f"r{i}" for i in range(30)] and all(set(line) == {"id", "P", "decision"} for line in whole)
+    assert [line["id"] for line in whole] == [f"r{i}" for i in range(30)] and all(set(line) == {"id", "log_odds", "P", "decision"} for line in whole)
     model, tokenizer = load_model(ROOT / "data/base"), load_tokenizer(ROOT / "data/base", date="2026-01-31")
     load_adapter(model, run)
     plain = score(model, tokenizer, load_task(folder / "t.toml"), [f"{WORDS[i % 5]} {i}" for i in range(30)])
@@ -91,7 +96,7 @@ def test_text_is_the_tasks_field_or_text_or_a_chat_and_ids_may_be_anything(run, 
     rows = [{"id": None, "a": {"b": "x"}, "text": "no"}, {"id": [1, "é"], "text": "x"}, {"messages": [{"role": "user", "content": "x"}]}]
     (folder / "mixed.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows[:2]) + "\n\n" + json.dumps(rows[2]), encoding="utf-8-sig")
     task = load_task(folder / "own.toml")
-    assert [item.text for item in scoring.items(str(folder / "mixed.jsonl"), task)] == ["User: x", "x", "[user]\nx"]
+    assert [item.text for item in inputs.read_items([str(folder / "mixed.jsonl")], task)] == ["User: x", "x", "[user]\nx"]
     assert [line["id"] for line in scored(run, folder, capsys, "mixed.jsonl", task=str(folder / "own.toml"))] == [None, [1, "é"], 4]
 
 
@@ -112,24 +117,36 @@ def test_every_row_before_a_bad_line_is_scored(run, folder, capsys, bad, words):
     assert [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()] == [f"r{i}" for i in range(20)]
 
 
-def test_memory_does_not_grow_with_the_rows(run, folder, monkeypatch):
+class Undecided:
+    """A monitor that finds both labels as likely, without a model."""
+
+    model, task, held = None, SimpleNamespace(labels={"Yes": [1], "No": [0]}), 0
+
+    def score_texts(self, texts):
+        self.held -= len(texts)
+        n = len(texts)
+        return Scored(np.zeros(n), np.full(n, 0.5), None, np.zeros((n, 2)), np.zeros(n, dtype=int))
+
+
+def test_memory_does_not_grow_with_the_rows():
     """What is held are a chunk's items: counted, with scoring itself left out."""
-    held, most = [0], [0]
+    monitor, most = Undecided(), [0]
 
     def rows():
         for i in range(5000):
-            held[0] += 1
-            most[0] = max(most[0], held[0])
-            yield scoring.Item(i, "x" * 100, {})
+            monitor.held += 1
+            most[0] = max(most[0], monitor.held)
+            yield inputs.Item(i, "x" * 100, {}, {})
 
-    def fake(model, tokenizer, task, texts, **options):
-        held[0] -= len(texts)
-        return tiny.undecided(len(texts))
+    chunks = stream.chunks_of(rows())
+    assert sum(map(len, stream.score_chunks(monitor, chunks))) == 5000 and most[0] <= stream.CHUNK_ROWS
+    long = stream.chunks_of(inputs.Item(i, "x" * 600_000, {}, {}) for i in range(5))
+    assert [len(lines) for lines in stream.score_chunks(monitor, long)] == [2, 2, 1]
 
-    monkeypatch.setattr(scoring, "read", fake)
-    assert sum(map(len, scoring.score_items(None, None, None, rows(), threshold=0.4))) == 5000 and most[0] <= scoring.CHUNK_ROWS
-    long = [scoring.Item(i, "x" * 600_000, {}) for i in range(5)]
-    assert [len(lines) for lines in scoring.score_items(None, None, None, long, threshold=None)] == [2, 2, 1]
+
+def test_the_first_scores_of_a_file_do_not_wait_for_a_whole_chunk():
+    sizes = [len(chunk) for chunk in stream.chunks_of(inputs.Item(i, "x", {}, {}) for i in range(1000))]
+    assert sizes[:6] == [8, 16, 32, 64, 128, 256] and sum(sizes) == 1000
 
 
 # ---- going on ------------------------------------------------------------------------------------------------------------------
@@ -148,8 +165,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_file(run, folder, capsys, mo
     lines = whole.splitlines(keepends=True)
     for part in (b"".join(lines[:16]) + lines[16][:9], b"".join(lines[:8]), lines[0][:5], b"", whole):
         out.unlink()
+        os.replace(tmp_path / "scores.jsonl.about.json", tmp_path / "scores.jsonl.part.about.json")
         (tmp_path / "scores.jsonl.part").write_bytes(part)
-        with pytest.raises(ValueError, match="not finished; give --resume"):
+        with pytest.raises(ValueError, match="not finished; .* --overwrite to replace it, or --resume"):
             evaluate(run, folder, **options)
         assert evaluate(run, folder, resume=True, **options) == 0
         again = [json.loads(line) for line in out.read_text().splitlines()]
@@ -157,18 +175,62 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_file(run, folder, capsys, mo
         assert [line["P"] for line in again] == pytest.approx([json.loads(line)["P"] for line in lines], abs=1e-5)
 
 
-@pytest.mark.parametrize("line, words", [
-    ({"id": "other", "P": 0.5, "decision": None}, "scores of other rows"), ({"id": "r1", "P": 2.0, "decision": None}, "another adapter, task or threshold"),
-    ({"id": "r1", "P": None, "decision": None}, "another adapter"), ({"id": "r1", "P": "same", "decision": True}, "another adapter")])
-def test_scores_of_something_else_are_not_gone_on_with(run, folder, capsys, tmp_path, line, words):
-    first = scored(run, folder, capsys)
-    line = line | {"P": first[1]["P"]} if line["P"] == "same" else line
-    part = tmp_path / "s.jsonl.part"
-    part.write_text(json.dumps(first[0]) + "\n" + json.dumps(line) + "\n")
+def part_of_scores(run, folder, capsys, out, **changes):
+    """An unfinished file of scores: 8 rows of 30, as a run that was stopped leaves it."""
+    assert evaluate(run, folder, score=str(folder / "in.jsonl"), task=str(folder / "t.toml"), out=str(out), **changes) == 0
+    out.with_name(out.name + ".part").write_bytes(b"".join(out.read_bytes().splitlines(keepends=True)[:8]))
+    out.unlink()
+    os.replace(f"{out}.about.json", f"{out}.part.about.json")
+
+
+def test_scores_in_bf16_are_gone_on_with(run, folder, capsys, tmp_path):
+    out = tmp_path / "s.jsonl"
+    part_of_scores(run, folder, capsys, out, dtype="bfloat16")
+    assert evaluate(run, folder, score=str(folder / "in.jsonl"), task=str(folder / "t.toml"), out=str(out), dtype="bfloat16", resume=True) == 0
+    assert len(out.read_text().splitlines()) == 30
+
+
+def test_scores_of_something_else_are_not_gone_on_with(run, folder, capsys, tmp_path):
+    """Another threshold, dtype, limit, task, input or adapter; what is there stays as it is."""
+    out, part = tmp_path / "s.jsonl", tmp_path / "s.jsonl.part"
+    part_of_scores(run, folder, capsys, out)
+    options = dict(score=str(tmp_path / "in.jsonl"), task=str(tmp_path / "t.toml"), out=str(out), resume=True)
+    for name in ("in.jsonl", "t.toml", "rows.jsonl"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    about = tmp_path / "s.jsonl.part.about.json"
+    about.write_text(about.read_text().replace(str(folder / "in.jsonl"), str(tmp_path / "in.jsonl")))
     before = part.read_bytes()
-    with pytest.raises(ValueError, match=words):
-        evaluate(run, folder, score=str(folder / "in.jsonl"), task=str(folder / "t.toml"), out=str(tmp_path / "s.jsonl"), resume=True)
-    assert part.read_bytes() == before
+
+    def refused(words, **changes):
+        with pytest.raises(ValueError, match=f"scores of another .*{words}"):
+            evaluate(run, folder, **options | changes)
+        assert part.read_bytes() == before
+
+    refused("threshold", threshold=0.5)
+    refused("dtype, settings", dtype="bfloat16")
+    refused("settings", max_tokens=100)
+    refused("with_text", with_text=True)
+    (tmp_path / "in.jsonl").write_text((folder / "in.jsonl").read_text() + json.dumps({"text": "x"}))
+    refused("input")
+    (tmp_path / "in.jsonl").write_bytes((folder / "in.jsonl").read_bytes())
+    (tmp_path / "t.toml").write_text((folder / "t.toml").read_text().replace("a leak", "theft"))
+    refused("task")
+    (tmp_path / "t.toml").write_bytes((folder / "t.toml").read_bytes())
+    assert evaluate(run, folder, **options) == 0 and out.read_bytes().startswith(before)
+    about = json.loads((tmp_path / "s.jsonl.about.json").read_text())
+    assert about["adapter"].startswith("sha256:") and about["input"][str(tmp_path / "in.jsonl")].startswith("sha256:")
+
+
+def test_scores_are_replaced_only_when_asked_and_a_directory_never(run, folder, capsys, tmp_path):
+    out = tmp_path / "s.jsonl"
+    options = dict(score=str(folder / "in.jsonl"), task=str(folder / "t.toml"), out=str(out))
+    assert evaluate(run, folder, **options) == 0
+    with pytest.raises(ValueError, match="s.jsonl: holds scores; .*--overwrite"):
+        evaluate(run, folder, **options)
+    assert evaluate(run, folder, **options, overwrite=True, threshold=0.5) == 0
+    assert json.loads(out.read_text().splitlines()[0])["decision"] is not None
+    with pytest.raises(ValueError, match="expected the name of a file for the scores, got a directory"):
+        evaluate(run, folder, **options | {"out": str(run)}, overwrite=True)
 
 
 # ---- in a shell ----------------------------------------------------------------------------------------------------------------
@@ -184,7 +246,19 @@ def test_standard_input_is_read_and_standard_output_holds_nothing_else(run, fold
     out, error = process.communicate((folder / "in.jsonl").read_bytes()[:-1] + b"\n\xff\n")
     assert process.returncode == 2 and b"standard input:31: expected UTF-8" in error and b"Traceback" not in error
     lines = [json.loads(line) for line in out.splitlines()]
-    assert len(lines) == 30 and all(line["decision"] == (line["P"] > 0.5) for line in lines)
+    assert len(lines) == 30 and all(line["decision"] == (line["log_odds"] > 0) for line in lines)
+
+
+def test_a_row_of_a_slow_pipe_is_scored_as_it_comes(run, folder):
+    process = shell(run, folder, ["--score", "-"], stdin=subprocess.PIPE, text=True)
+    for i in range(3):
+        process.stdin.write(json.dumps({"id": i, "text": "Sings"}) + "\n")
+        process.stdin.flush()
+        begun = time.monotonic()
+        assert json.loads(process.stdout.readline())["id"] == i                            # while the pipe is open
+        assert i == 0 or time.monotonic() - begun < 5                                     # the first waits for the model
+    process.stdin.close()
+    assert process.wait() == 0 and not process.stdout.read()
 
 
 def test_a_reader_that_went_away_ends_it_quietly(run, folder, tmp_path):
@@ -199,44 +273,91 @@ def test_a_reader_that_went_away_ends_it_quietly(run, folder, tmp_path):
 # ---- thresholds ------------------------------------------------------------------------------------------------------------------
 
 
-def made(n=2000, seed=0):
+def logits(n=2000, seed=0):
+    """(n, 2) log-odds, labels, names: a positive's log-odds are higher by three."""
     rng = np.random.default_rng(seed)
     labels = (rng.random(n) < 0.8).astype(int)
-    p = 1 / (1 + np.exp(-np.where(labels == 0, rng.normal(2, 1, n), rng.normal(-1, 1, n))))
-    return np.stack([p, 1 - p], axis=1), labels, np.array([f"row {i}" for i in range(n)])
+    z = np.where(labels == 0, rng.normal(2, 1, n), rng.normal(-1, 1, n))
+    return np.stack([z, -z], axis=1), labels, np.array([f"row {i}" for i in range(n)])
+
+
+def made(n=2000, seed=0):
+    log_odds, labels, names = logits(n, seed)
+    return sigmoid(log_odds), labels, names
 
 
 @pytest.mark.parametrize("fpr", [0.01, 0.05, 0.29])
 def test_the_threshold_is_the_lowest_that_so_many_negatives_exceed(fpr):
-    P, labels, names = made()
-    found, p, negatives = calibrate(P, labels, names, fpr=fpr), positive(P), None
-    negatives = p[labels == 1]
-    assert (negatives > found["threshold"]).mean() <= fpr < (negatives >= found["threshold"]).mean()
-    assert found["tpr"] == pytest.approx(tpr_at_fpr(p, labels == 0, fpr)) and found["fpr"] == (negatives > found["threshold"]).mean()
+    log_odds, labels, names = logits()
+    found, scores = calibrate(log_odds, labels, names, fpr=fpr), log_odds[:, 0].round(6)
+    negatives = scores[labels == 1]
+    k = math.floor(fpr * (len(negatives) + 1))
+    assert (negatives > found["threshold"]).sum() == k - 1 and (negatives >= found["threshold"]).sum() == k
+    assert found["tpr"] == (scores[labels == 0] > found["threshold"]).mean() and found["fpr"] == (k - 1) / len(negatives)
     assert found["threshold_ci95"][0] <= found["threshold"] <= found["threshold_ci95"][1]
     assert found["tpr_ci95"][0] <= found["tpr"] <= found["tpr_ci95"][1] and found["fpr_ci95"][0] <= found["fpr"] <= found["fpr_ci95"][1]
-    assert found == calibrate(P, labels, names, fpr=fpr)
+    assert found == calibrate(log_odds, labels, names, fpr=fpr) and not found["separated"]
+
+
+@pytest.mark.parametrize("negatives, fpr", [(99, 0.01), (100, 0.01), (19, 0.05), (25, 0.05), (150, 0.02)])
+def test_the_false_positive_rate_on_new_rows_is_the_one_asked_for_even_with_the_fewest_negatives(negatives, fpr):
+    """Of thresholds on so many negatives: the share of new negatives above, on average over calibrations."""
+    rng, rates = np.random.default_rng(0), []
+    for _ in range(4000):
+        drawn = rng.normal(0, 1, negatives)
+        scores, positives = np.append(drawn, -9.0), np.append(np.zeros(negatives, dtype=bool), True)
+        threshold = thresholds.pick(scores, positives, np.ones(negatives + 1), fpr)
+        rates.append(0.5 * math.erfc(threshold / math.sqrt(2)))
+    assert np.mean(rates) <= fpr * 1.05                                                    # twice as much before; 5% for the draws
+
+
+def test_a_threshold_of_labels_that_separate_lies_between_them():
+    log_odds, labels, names = logits(400)
+    log_odds = np.where(labels[:, None] == 0, np.abs(log_odds) + 20, -np.abs(log_odds) - 10) * [1, -1]
+    found, scores = calibrate(log_odds, labels, names, fpr=0.05, fit=True), tempered(log_odds, 1.0)[:, 0]
+    tempered_scores = tempered(log_odds, found["temperature"])[:, 0]
+    assert found["separated"] and found["tpr"] == 1 and found["fpr"] == 0
+    assert found["threshold"] == pytest.approx((tempered_scores[labels == 0].min() + tempered_scores[labels == 1].max()) / 2)
+    plain = calibrate(log_odds, labels, names, fpr=0.05)
+    assert plain["threshold"] == pytest.approx((scores[labels == 0].min() + scores[labels == 1].max()) / 2) and plain["threshold"] > 0
+    assert "separate completely" in thresholds.calibration_lines(load_like("t"), plain | {"rows": "test", "checked": True})
+
+
+def load_like(name):
+    return SimpleNamespace(name=name, labels={"Yes": [1], "No": [0]})
+
+
+def test_scores_beyond_what_P_can_tell_apart_have_a_threshold():
+    """P of log-odds beyond 37 is 1 in fp64, beyond 17 in fp32."""
+    log_odds, labels, names = logits()
+    shifted = calibrate(log_odds + np.array([100, -100]), labels, names, fpr=0.05)
+    assert shifted["threshold"] == pytest.approx(calibrate(log_odds, labels, names, fpr=0.05)["threshold"] + 100)
 
 
 def test_the_threshold_holds_on_new_rows_about_as_its_interval_says():
-    asked = [calibrate(*made(800, seed), fpr=0.05)["threshold"] for seed in range(3)]
-    low, high = calibrate(*made(800, 9), fpr=0.05)["threshold_ci95"]
+    asked = [calibrate(*logits(800, seed), fpr=0.05)["threshold"] for seed in range(3)]
+    low, high = calibrate(*logits(800, 9), fpr=0.05)["threshold_ci95"]
     assert sum(low <= threshold <= high for threshold in asked) >= 2
-    P, labels, _ = made(20_000, 7)
-    assert all(0.02 < (positive(P)[labels == 1] > threshold).mean() < 0.1 for threshold in asked)
+    log_odds, labels, _ = logits(20_000, 7)
+    assert all(0.02 < (log_odds[labels == 1, 0] > threshold).mean() < 0.1 for threshold in asked)
 
 
 def test_rows_of_one_text_are_drawn_together():
-    P, labels, names = made(400)
-    wide = calibrate(np.repeat(P, 5, axis=0), np.repeat(labels, 5), np.repeat(names, 5), fpr=0.05)["threshold_ci95"]
-    narrow = calibrate(np.repeat(P, 5, axis=0), np.repeat(labels, 5), np.arange(2000).astype(str), fpr=0.05)["threshold_ci95"]
+    log_odds, labels, names = logits(400)
+    rows = np.repeat(log_odds, 5, axis=0), np.repeat(labels, 5)
+    wide = calibrate(*rows, np.repeat(names, 5), fpr=0.05)["threshold_ci95"]
+    narrow = calibrate(*rows, np.arange(2000).astype(str), fpr=0.05)["threshold_ci95"]
     assert wide[1] - wide[0] > 1.5 * (narrow[1] - narrow[0])
 
 
-@pytest.mark.parametrize("count, fpr, words", [(50, 0.01, "at least 100 negatives"), (200, 0.0, "--fpr"), (200, 1.5, "--fpr")])
+@pytest.mark.parametrize("count, fpr, words", [(50, 0.01, "at least 99 negatives"), (200, 0.0, "--fpr"), (200, 1.5, "--fpr")])
 def test_too_few_negatives_for_a_rate_are_refused(count, fpr, words):
     with pytest.raises(ValueError, match=words):
-        calibrate(*(part[:count] for part in made()), fpr=fpr)
+        calibrate(*(part[:count] for part in logits()), fpr=fpr)
+
+
+def log_odds_of(P):
+    return np.log(P) - np.log1p(-P)
 
 
 def test_the_temperature_undoes_one_that_was_put_on():
@@ -244,11 +365,17 @@ def test_the_temperature_undoes_one_that_was_put_on():
     z = rng.normal(0, 2, (6000, 3))
     true = np.exp(z) / np.exp(z).sum(1, keepdims=True)
     labels = np.array([rng.choice(3, p=row) for row in true])
-    sharp = tempered(true, 1 / 3)                                                         # three times as sure as it should be
+    sharp = tempered(log_odds_of(true), 1 / 3)                                            # three times as sure as it should be
     found = calibrate(sharp, labels, np.arange(6000).astype(str), fpr=0.05, fit=True)
     assert found["temperature"] == pytest.approx(3, rel=0.06) and found["ece"] < 0.03 < found["ece_at_temperature_1"]
-    assert found["ece_at_temperature_1"] == pytest.approx(ece(positive(sharp), labels == 0))
-    assert np.allclose(tempered(sharp, 3.0), true) and calibrate(sharp, labels, labels.astype(str), fpr=0.05)["temperature"] == 1.0
+    assert found["ece_at_temperature_1"] == pytest.approx(ece(sigmoid(sharp[:, 0]), labels == 0))
+    assert np.allclose(tempered(sharp, 3.0), log_odds_of(true), atol=1e-9)
+    assert calibrate(sharp, labels, labels.astype(str), fpr=0.05)["temperature"] == 1.0
+
+
+def test_at_a_temperature_log_odds_of_two_labels_are_divided_by_it():
+    z = np.array([-800.0, -40.0, -1.0, 0.0, 3.0, 40.0, 800.0])
+    assert np.allclose(tempered(np.stack([z, -z], axis=1), 2.5), np.stack([z, -z], axis=1) / 2.5, atol=1e-9)
 
 
 def test_wilsons_interval_is_the_known_one():
@@ -257,15 +384,24 @@ def test_wilsons_interval_is_the_known_one():
 
 def test_a_threshold_is_stored_beside_the_adapter_and_used(run, folder, capsys):
     assert evaluate(run, folder, calibrate=str(folder / "t.toml"), fpr=0.05) == 0
-    told, stored = capsys.readouterr().out, json.loads((run / "calibration.json").read_text())["t"]
-    assert f"{stored['threshold']:.6g}" in told and "stored in" in told and stored["rows"] == "test" and stored["negatives"] == 120
+    printed, stored = capsys.readouterr().out, json.loads((run / "calibration.json").read_text())["t"]
+    assert f"{stored['threshold']:.6g}" in printed and "stored in" in printed and stored["rows"] == "test" and stored["negatives"] == 120
+    assert "training rows cannot be read" in printed                                      # settings.json names no mixture
     lines = scored(run, folder, capsys, "rows.jsonl")
-    assert [line["decision"] for line in lines] == [line["P"] > stored["threshold"] for line in lines]
+    assert [line["decision"] for line in lines] == [line["log_odds"] > stored["threshold"] for line in lines]
     flagged = [line["decision"] for line in lines[::2]]                                    # the negatives
     assert sum(flagged) / 120 == pytest.approx(stored["fpr"], abs=0.01)
     assert all(line["decision"] for line in scored(run, folder, capsys, threshold=0.0))    # one's own wins
-    assert evaluate(run, folder, calibrate=str(folder / "t.toml"), fpr=0.05, temperature=True) == 0
-    assert json.loads((run / "calibration.json").read_text())["t"]["temperature"] != 1.0
+    assert not any(line["decision"] for line in scored(run, folder, capsys, threshold=1.0))
+    with pytest.raises(ValueError, match="calibration.json: holds a threshold for task 't'; give --overwrite"):
+        evaluate(run, folder, calibrate=str(folder / "t.toml"), fpr=0.05, temperature=True)
+    assert evaluate(run, folder, calibrate=str(folder / "t.toml"), fpr=0.05, temperature=True, overwrite=True) == 0
+    stored = json.loads((run / "calibration.json").read_text())["t"]
+    assert evaluate(run, folder, score=str(folder / "rows.jsonl"), task=str(folder / "t.toml"), out=str(run / "s.jsonl")) == 0
+    again = [json.loads(line) for line in (run / "s.jsonl").read_text().splitlines()]
+    assert stored["temperature"] != 1.0
+    assert [line["log_odds"] for line in again] == pytest.approx([line["log_odds"] / stored["temperature"] for line in lines], abs=1e-4)
+    assert json.loads((run / "s.jsonl.about.json").read_text())["calibration"] == stored
 
 
 def test_a_threshold_of_another_prompt_or_adapter_is_refused(run, folder, capsys):
@@ -277,16 +413,45 @@ def test_a_threshold_of_another_prompt_or_adapter_is_refused(run, folder, capsys
     (run / "calibration.json").write_text(json.dumps({"t": stored["t"] | {"adapter": "sha256:0"}}))
     with pytest.raises(ValueError, match="expected a threshold of this adapter"):
         evaluate(run, folder, score=str(folder / "in.jsonl"), task=str(folder / "t.toml"))
-    assert calibration.find_calibration(run, load_task(folder / "t.toml"), "sha256:0")["threshold"] == stored["t"]["threshold"]
+    assert thresholds.find_calibration(run, load_task(folder / "t.toml"), "sha256:0")["threshold"] == stored["t"]["threshold"]
+    old = {key: value for key, value in stored["t"].items() if key != "scale"}
+    (run / "calibration.json").write_text(json.dumps({"t": old | {"threshold": 0.4}}))
+    with pytest.raises(ValueError, match="expected a threshold on log-odds for task 't', got one on P; pick it again"):
+        evaluate(run, folder, score=str(folder / "in.jsonl"), task=str(folder / "t.toml"))
+
+
+def test_rows_that_were_trained_on_are_not_calibrated_on_whatever_file_they_come_from(run, folder, capsys, tmp_path):
+    rows = [{"text": f"{WORDS[i % 5]} {i}", "y": i % 2, "split": "train" if i < 60 else "test"} for i in range(90)]
+    (tmp_path / "trained.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "trained.toml").write_text((folder / "t.toml").read_text().replace("rows.jsonl", "trained.jsonl"))
+    (tmp_path / "m.toml").write_text('[train]\ntasks = ["trained.toml"]\n[eval.trained]\ntasks = ["trained.toml"]\n')
+    settings = json.loads((run / "settings.json").read_text())
+    (run / "settings.json").write_text(json.dumps(settings | {"mixture": str(tmp_path / "m.toml")}))
+    with pytest.raises(ValueError, match=r"rows.jsonl:1: task 't': .* got 60 of 240 that it was, this one at .*trained.jsonl:1"):
+        evaluate(run, folder, calibrate=str(folder / "t.toml"), fpr=0.05)
+    assert evaluate(run, folder, calibrate=str(tmp_path / "trained.toml"), fpr=0.1) == 0   # its test rows
+    assert "cannot be read" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("options, words", [
     (dict(calibrate="t.toml", score="in.jsonl", task="t.toml"), "one of them"), (dict(threshold=2.0, score="in.jsonl", task="t.toml"), "--threshold"),
-    (dict(calibrate="t.toml", fpr=0.001), "test rows: .*at least 1000 negatives"), (dict(score="none.jsonl", task="t.toml"), "none.jsonl")])
+    (dict(calibrate="t.toml", fpr=0.001), "test rows: .*at least 999 negatives"), (dict(score="none.jsonl", task="t.toml"), "none.jsonl"),
+    (dict(calibrate="t.toml", fpr=5.0), "--fpr: expected a rate between 0 and 1, got 5"), (dict(score="-", task="t.toml", resume=True), "no --resume")])
 def test_mistakes_are_refused(run, folder, options, words):
-    options = {key: str(folder / value) if isinstance(value, str) else value for key, value in options.items()}
+    options = {key: str(folder / value) if isinstance(value, str) and value != "-" else value for key, value in options.items()}
     with pytest.raises((ValueError, OSError), match=words):
         evaluate(run, folder, **options)
+
+
+def test_what_can_be_refused_early_is_refused_before_the_model_is_read(run, folder, monkeypatch, tmp_path):
+    monkeypatch.setattr("minimon.serve.monitor.load_model", None)
+    for options, words in [
+            (dict(calibrate="t.toml", fpr=5.0), "--fpr"), (dict(merge_to=str(tmp_path)), "is there already; .*--overwrite"),
+            (dict(score="none.jsonl", task="t.toml"), "none.jsonl"), (dict(attack=True, mixture="m.toml"), "new_domain"),
+            (dict(splits="far", mixture="m.toml"), "--splits: expected some of trained, got far")]:
+        options = {key: str(folder / value) if isinstance(value, str) and key != "splits" else value for key, value in options.items()}
+        with pytest.raises((ValueError, OSError), match=words):
+            evaluate(run, folder, **options)
 
 
 # ---- the report's curves ---------------------------------------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""A monitor at work: scores of a stream, thresholds."""
+"""A monitor at work: in a program, over a stream of rows, with a threshold, in ControlArena and Inspect."""

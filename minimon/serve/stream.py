@@ -1,112 +1,122 @@
-"""Rows of any number -> one line of scores each, in order, a chunk in memory at a time.
+"""Items of any number -> a line of scores each, in order, a chunk in memory at a time.
 
-What is scored is JSONL (a line has the task's own field, or `text`, or a chat under `messages`) or an Inspect log, whose samples are scored
-as a monitor may see them. A line of scores is {"id", "P", "decision"}: P of the task's first label, whether it is above the threshold; and
-"left_out", the tokens of its middle, where a text was too long.
-"""
+A line is {"id", "log_odds", "P", "decision"} of the task's first label, with more where there is more to say:
+"by_label" and "likeliest" of three labels or more, "left_out" tokens of a text that was too long, "file" of
+several, "skipped" with a reason. Beside a file of scores lies FILE.about.json: hashes of adapter, base and
+input, the task, the threshold and where it comes from. --resume goes on only where these are the same."""
 
+import hashlib
 import json
+import os
+import queue
 import sys
-from contextlib import contextmanager
+import threading
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
 
-from minimon.serve.thresholds import positive
-from minimon.run.processes import each, size
-from minimon.evaluate import read
-from minimon.files import json_row
-from minimon.formats.inspect_log import is_log, read_log
-from minimon.formats.records import MISSING, lookup
-from minimon.tasks import Task
-from minimon.formats.transcript import text_of
+import numpy as np
 
-CHUNK_ROWS, CHUNK_CHARS = 256, 2 ** 20         # what is scored together is at most this, or one row
+from minimon.files import read_json, sha256, write_json
+from minimon.run.processes import each, from_first, rank, size
+from minimon.serve.inputs import STDIN, count_rows, read_items
 
-
-class Item(NamedTuple):
-    id: object                                 # the row's own, or its line's number
-    text: str | None                           # None for a sample that is not scored
-    about: dict                                # what else its line of scores says
+FIRST_ROWS, CHUNK_ROWS, CHUNK_CHARS = (
+    8,
+    256,
+    2**20,
+)  # scored together; the first few, so that scores come at once
 
 
-def items(path: str, task: Task):
-    """Items of a JSONL file, of standard input ("-") or of an Inspect log. Raises ValueError naming file and line."""
-    if path != "-" and is_log(path):
-        for record in read_log(path):
-            where = f"{path}: {record['id']}"
-            if "skipped" in record:
-                yield Item(record["id"], None, {"skipped": record["skipped"]})
-            else:
-                about = {"compacted": True} if record.get("compacted") else {}
-                yield Item(record["id"], text_of(record, "messages", where, task.max_chars, task.reasoning), about)
-        return
-    with input_lines(path) as (name, lines):
-        for number, line in enumerate(lines, 1):
-            where = f"{name}:{number}"
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{where}: expected UTF-8 text, got byte {line[error.start]:#04x} at byte {error.start + 1} of the line; "
-                                 "convert the file to UTF-8") from error
-            if text.strip():
-                record = json_row(text, where)
-                yield Item(row_id(record, number, where), row_text(task, record, where), {})
+def score_stream(
+    monitor, files: list[str], out=None, *, resume=False, overwrite=False, with_text=False, bar=None
+):
+    """Scores the rows of files (inputs.input_files) into the file `out`, or to standard output.
+
+    bar(total, done) -> a progress bar. Several processes share the work, the first of them writes. Raises
+    ValueError naming file and line; what came before it is scored first."""
+    items, done, stream = read_items(files, monitor.task), 0, nullcontext(sys.stdout)
+    if out:
+        about = about_scores(monitor, files) | {"with_text": with_text}
+        done = from_first(lambda: prepare(Path(out), about, resume, overwrite))
+        if done is None:
+            sys.stderr.write(f"{out}: these scores are finished\n")
+            return
+        items = islice(items, done, None)
+        stream = open(os.devnull if rank() else part_of(out), "a", encoding="utf-8")
+    chunks = live_chunks(items) if files == [STDIN] else chunks_of(items)
+    with stream as target, bar(count_rows(files), done) if bar else nullcontext() as progress:
+        for lines in score_chunks(monitor, chunks, with_text):
+            target.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
+            target.flush()
+            if progress is not None:
+                progress.update(len(lines))
+    if out:
+        from_first(lambda: finish(Path(out)))
 
 
-@contextmanager
-def input_lines(path: str):
-    if path == "-":
-        yield "standard input", sys.stdin.buffer
-    else:
-        with open(path, "rb") as file:
-            yield path, file
-
-
-def row_id(record: dict, number: int, where: str):
-    try:
-        json.dumps(record.get("id"), allow_nan=False)
-    except ValueError as error:
-        raise ValueError(f"{where}: expected an id that JSON has a word for, got {record['id']!r}") from error
-    return record.get("id", number)
-
-
-def row_text(task: Task, record: dict, where: str) -> str:
-    """The task's own text; of a row without it, what is under `text` or `messages`."""
-    if lookup(record, task.text, where, MISSING) is MISSING:
-        for name in ("text", "messages"):
-            if name in record:
-                return text_of(record, name, where, task.max_chars, task.reasoning)
-    return task.text_of(record, where)
-
-
-def score_items(model, tokenizer, task: Task, found, *, threshold: float | None, temperature: float = 1.0, batch_tokens: int | None = None):
-    """Items -> lists of lines, a chunk each; several processes score one each at a time. Where `found` raises, what came before it is
-    scored first."""
-    chunks, problem, some = chunks_of(found), None, True
-    while some and problem is None:
+def score_chunks(monitor, chunks, with_text: bool = False):
+    """Chunks of items -> lists of lines; of several processes each scores one at a time."""
+    problem = None
+    while problem is None:
         some = []
         try:
             for chunk in islice(chunks, size()):
                 some.append(chunk)
         except (ValueError, OSError) as error:
             problem = error
-        yield from each([len(chunk) for chunk in some],
-                        lambda i: score_chunk(model, tokenizer, task, some[i], threshold, temperature, batch_tokens), model)
-    if problem:
+        if not some:
+            break
+        costs = [len(chunk) for chunk in some]
+        yield from each(costs, lambda i, some=some: score_chunk(monitor, some[i], with_text), monitor.model)
+    if problem is not None:
         raise problem
 
 
-def chunks_of(found):
-    """Items -> lists of them. Where `found` raises, what came before it is a chunk first."""
-    chunk, chars = [], 0
+def score_chunk(monitor, chunk: list, with_text: bool = False) -> list[dict]:
+    scored = monitor.score_texts([item.text for item in chunk if item.text is not None])
+    lines, row = [], 0
+    for item in chunk:
+        line = {"id": item.id, "log_odds": None, "P": None, "decision": None}
+        if item.text is not None:
+            line |= scores_of(monitor, scored, row)
+            row += 1
+        line |= item.about
+        if with_text:
+            line |= {"text": item.text, "metadata": item.metadata}
+        lines.append(line)
+    return lines
+
+
+def scores_of(monitor, scored, row: int) -> dict:
+    found = {
+        "log_odds": float(scored.log_odds[row]),
+        "P": float(f"{scored.P[row]:.6g}"),
+        "decision": None if scored.decision is None else bool(scored.decision[row]),
+    }
+    labels = list(monitor.task.labels)
+    if len(labels) > 2:
+        found["likeliest"] = labels[int(np.argmax(scored.by_label[row]))]
+        found["by_label"] = dict(zip(labels, scored.by_label[row].tolist(), strict=True))
+    if scored.left_out[row]:
+        found["left_out"] = int(scored.left_out[row])
+    return found
+
+
+# ---- chunks ------------------------------------------------------------------------------------------------
+
+
+def chunks_of(items):
+    """Items -> lists of them, each twice as long as the last, up to a limit. Where `items` raises, what came
+    before it is a chunk first."""
+    chunk, chars, most = [], 0, min(FIRST_ROWS, CHUNK_ROWS)
     try:
-        for item in found:
+        for item in items:
             chunk.append(item)
             chars += len(item.text or "")
-            if len(chunk) == CHUNK_ROWS or chars >= CHUNK_CHARS:
+            if len(chunk) == most or chars >= CHUNK_CHARS:
                 yield chunk
-                chunk, chars = [], 0
+                chunk, chars, most = [], 0, min(2 * most, CHUNK_ROWS)
     except (ValueError, OSError) as error:
         if chunk:
             yield chunk
@@ -115,58 +125,122 @@ def chunks_of(found):
         yield chunk
 
 
-def score_chunk(model, tokenizer, task, chunk, threshold, temperature, batch_tokens) -> list[dict]:
-    texts = [item.text for item in chunk if item.text is not None]
-    reading = read(model, tokenizer, task, texts, batch_tokens=batch_tokens)
-    scores, lines = iter(zip(positive(reading.P.numpy(), temperature).tolist(), reading.left_out.tolist())), []
-    for item in chunk:
-        p, cut = (None, 0) if item.text is None else next(scores)
-        lines.append({"id": item.id, "P": p, "decision": None if p is None or threshold is None else p > threshold, **item.about,
-                      **({"left_out": cut} if cut else {})})
-    return lines
+def live_chunks(items):
+    """Items of a pipe -> lists of those that have come: a slow one has its rows scored as they come."""
+    waiting = queue.Queue(CHUNK_ROWS)
+    end = object()
+
+    def read():
+        try:
+            for item in items:
+                waiting.put(item)
+            waiting.put(end)
+        except (ValueError, OSError) as error:
+            waiting.put(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    last = None
+    while last is None:
+        chunk, chars = [], 0
+        while (
+            last is None
+            and len(chunk) < CHUNK_ROWS
+            and chars < CHUNK_CHARS
+            and not (chunk and waiting.empty())
+        ):
+            item = waiting.get()
+            if item is end or isinstance(item, Exception):
+                last = item
+                break
+            chunk.append(item)
+            chars += len(item.text or "")
+        if chunk:
+            yield chunk
+    if last is not end:
+        raise last
 
 
-def count_lines(path: str) -> int | None:
-    """Lines of a JSONL file; None for standard input and for logs."""
-    if path == "-" or is_log(path):
+# ---- a file of scores --------------------------------------------------------------------------------------
+
+
+def part_of(out) -> Path:
+    return Path(f"{out}.part")
+
+
+def about_of(out) -> Path:
+    return Path(f"{out}.about.json")
+
+
+def about_scores(monitor, files: list[str]) -> dict:
+    """What scores follow from."""
+    task = monitor.task
+    shown = [task.prompt, task.prompt_position, list(task.labels), task.text, task.max_chars, task.reasoning]
+    return {
+        **monitor.about,
+        "task": {"name": task.name, "sha256": hashlib.sha256(json.dumps(shown).encode("utf-8")).hexdigest()},
+        "dtype": str(monitor.model.lm_head.weight.dtype).removeprefix("torch."),
+        "threshold": None if monitor.threshold is None else str(monitor.threshold),
+        "temperature": monitor.temperature,
+        "input": {file: None if file == STDIN else sha256(file) for file in files},
+    }
+
+
+def refuse_existing(out: Path, resume: bool, overwrite: bool) -> None:
+    """What exists is only replaced with `overwrite`, and only gone on with with `resume`."""
+    if out.is_dir():
+        raise ValueError(f"{out}: expected the name of a file for the scores, got a directory")
+    if resume or overwrite:
+        return
+    advice = "name another --out, or give --overwrite to replace it"
+    if out.exists():
+        raise ValueError(f"{out}: holds scores; {advice}")
+    if part_of(out).exists():
+        raise ValueError(f"{part_of(out)}: holds scores that are not finished; {advice}, or --resume to go on")
+
+
+def prepare(out: Path, about: dict, resume: bool, overwrite: bool) -> int | None:
+    """Rows of `out` that are scored already, None for all of them; its sidecar is in place then."""
+    refuse_existing(out, resume, overwrite)
+    part = part_of(out)
+    if out.exists() and not overwrite:
+        check_about(out, about)
         return None
-    with open(path, "rb") as file:
-        return sum(block.count(b"\n") for block in iter(lambda: file.read(2 ** 20), b""))
+    if part.exists() and not overwrite:
+        check_about(part, about)
+        return whole_lines(part)
+    part.unlink(missing_ok=True)
+    write_json(about_of(part), about)
+    part.touch()
+    return 0
 
 
-# ---- going on ----------------------------------------------------------------------------------------------------------------
+def check_about(path: Path, about: dict) -> None:
+    sidecar = about_of(path)
+    if not sidecar.is_file():
+        raise ValueError(
+            f"{path}: expected {sidecar.name} beside it, found none; give --overwrite to start again"
+        )
+    saved = read_json(sidecar)
+    changed = [key for key in sorted({*saved, *about}) if saved.get(key) != about.get(key)]
+    if changed:
+        raise ValueError(
+            f"{path}: these are scores of another {', '.join(changed)} (see {sidecar.name}); name another "
+            "--out, or give --overwrite to start again"
+        )
 
 
-def whole_lines(path: Path) -> tuple[int, int, dict | None]:
-    """(lines, bytes of them, the last line) of a file of scores whose last line may be cut off."""
-    count, size, last = 0, 0, b""
-    with open(path, "rb") as file:
+def whole_lines(part: Path) -> int:
+    """Lines of an unfinished file; a last one that is cut off goes."""
+    count, length = 0, 0
+    with open(part, "rb") as file:
         for line in file:
             if line.endswith(b"\n"):
-                count, size, last = count + 1, size + len(line), line
-    return count, size, json_row(last.decode("utf-8", "replace"), f"{path}:{count}") if count else None
+                count, length = count + 1, length + len(line)
+    os.truncate(part, length)
+    return count
 
 
-def after(found, scored: Path, count: int):
-    """The items that follow the first `count`, whose ids have to be those of the scores already written; the last of them comes again."""
-    number = 0
-    with open(scored, "rb") as file:
-        for number, item in enumerate(found, 1):
-            if number <= count:
-                line = json_row(file.readline().decode("utf-8", "replace"), f"{scored}:{number}")
-                if line.get("id") != item.id:
-                    raise ValueError(f"{scored}:{number}: expected the score of row {item.id!r}, got that of {line.get('id')!r}: these are "
-                                     "scores of other rows; remove the file to start again")
-            if number >= count:
-                yield item
-    if number < count:
-        raise ValueError(f"{scored}: expected no more scores than rows, got {count} of {number} rows; remove the file to start again")
-
-
-def check_again(line: dict, again: dict, path: Path) -> None:
-    """The last row scored before is scored again: another task, adapter or threshold would show."""
-    p, q = line.get("P"), again["P"]
-    same = p is q is None or type(p) in (int, float) and q is not None and q - 1e-4 < p < q + 1e-4
-    if not same or (line.get("decision") is None) != (again["decision"] is None):
-        raise ValueError(f"{path}: expected P {q} for row {again['id']!r}, got {p}: these are scores of another adapter, task or "
-                         "threshold; remove the file to start again")
+def finish(out: Path) -> None:
+    part = part_of(out)
+    os.replace(about_of(part), about_of(out))
+    os.replace(part, out)

@@ -1,8 +1,12 @@
-"""A threshold for one task, picked on labelled rows at a false-positive rate, and how sure it is; a temperature, where one is asked for.
+"""A threshold for one task, picked on labelled rows at a false-positive rate; a temperature, if asked.
 
-    decision: P > threshold,     P = P(positive)^(1/T) / sum over labels P(label)^(1/T),     T = 1 unless fitted
+    decision: log_odds > threshold
+    z_i = log P(label i) / T,     log_odds_i = z_i - log sum_{j != i} exp z_j,     T = 1 unless fitted
 
-n rows, N labels. What is picked lies in calibration.json beside the adapter, by task; it counts for that adapter and that prompt alone.
+n rows, N labels. The threshold is that of split conformal prediction (Papadopoulos et al., 2002): of m
+negatives the k-th highest score, k = floor(fpr (m + 1)), so that a new negative exceeds it with probability
+fpr at most. Where the labels separate completely it lies halfway between them. It is stored in
+calibration.json beside the adapter, by task, and counts for that adapter and that prompt alone.
 """
 
 import math
@@ -12,64 +16,109 @@ import numpy as np
 
 from minimon.files import read_json, write_json
 from minimon.metrics import DRAWS, ece, percentiles
+from minimon.run.cli import shipped
+from minimon.run.processes import from_first
+from minimon.tasks import Row, Task, load_mixture
 
 NAME = "calibration.json"
-DIGITS = 9                                     # P is rounded to, before it is compared and printed, so that a decision can be made again
+SCALE = (
+    "log_odds"  # what a stored threshold is compared with; entries of older versions have none, and held P
+)
+AGAIN = "pick it again with --calibrate and --overwrite, or give --threshold"
 
 
-def positive(probabilities: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """(n, N) -> (n,) P of the positive label at a temperature, in fp64, rounded to DIGITS."""
-    return tempered(probabilities, temperature)[:, 0].round(DIGITS)
+def sigmoid(log_odds: np.ndarray) -> np.ndarray:
+    return np.exp(-np.logaddexp(0.0, -log_odds))
 
 
-def tempered(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    logs = np.log(np.maximum(probabilities.astype(float), 1e-38)) / temperature
-    powers = np.exp(logs - logs.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
+def tempered(log_odds: np.ndarray, temperature: float) -> np.ndarray:
+    """(n, N) log-odds of each label against the rest -> the same at a temperature, in fp64; of two labels a
+    division."""
+    z = -np.logaddexp(0.0, -log_odds.astype(float)) / temperature  # (n, N) log P / T
+    others = [np.logaddexp.reduce(np.delete(z, i, axis=1), axis=1) for i in range(z.shape[1])]
+    return z - np.stack(others, axis=1)
 
 
-def calibrate(probabilities: np.ndarray, labels: np.ndarray, clusters: np.ndarray, *, fpr: float, fit: bool = False, seed: int = 0) -> dict:
-    """(n, N), (n,) label indices, (n,) texts -> the threshold with its interval, and the FPR and TPR at it.
+def calibrate(
+    log_odds: np.ndarray,
+    labels: np.ndarray,
+    clusters: np.ndarray,
+    *,
+    fpr: float,
+    fit: bool = False,
+    seed: int = 0,
+) -> dict:
+    """(n, N) at temperature 1, (n,) label indices, (n,) texts -> the threshold, its interval, FPR and TPR at
+    it.
 
-    The threshold is the lowest that at most `fpr` of the negatives exceed. threshold_ci95 and tpr_ci95: percentile bootstrap over texts,
-    the threshold picked anew each draw; fpr_ci95: Wilson's interval (1927). fit: with the temperature of least negative log-likelihood
-    (Guo et al., 2017). Raises ValueError with fewer than 1 / fpr negatives, or without a positive."""
-    if not 0 < fpr < 1:
-        raise ValueError(f"--fpr: expected a rate between 0 and 1, got {fpr:g}")
+    threshold_ci95 and tpr_ci95: percentile bootstrap over texts, the threshold picked anew each draw;
+    fpr_ci95: Wilson's interval (1927). fit: with the temperature of least negative log-likelihood (Guo et
+    al., 2017). separated: every positive is above every negative. Raises ValueError with fewer than 1 / fpr -
+    1 negatives, or without a positive."""
+    check_rate(fpr)
     positives = labels == 0
-    negatives, needed = int((~positives).sum()), math.ceil(1 / fpr - 1e-9)
+    negatives, needed = int((~positives).sum()), math.ceil(1 / fpr - 1 - 1e-9)
     if negatives < needed or not positives.any():
-        raise ValueError(f"expected a positive and at least {needed} negatives to pick a threshold at an FPR of {fpr:g}, got "
-                         f"{int(positives.sum())} and {negatives}; give the task more rows, or ask for a higher --fpr")
-    temperature = best_temperature(probabilities, labels) if fit else 1.0
-    p = positive(probabilities, temperature)
-    threshold = pick(p, positives, np.ones(len(p)), fpr)
+        raise ValueError(
+            f"expected a positive and at least {needed} negatives to pick a threshold at an FPR of {fpr:g}, "
+            f"got {int(positives.sum())} and {negatives}; give the task more rows, or ask for a higher --fpr"
+        )
+    temperature = best_temperature(log_odds, labels) if fit else 1.0
+    scores = tempered(log_odds, temperature)[:, 0].round(6)
+    threshold = pick(scores, positives, np.ones(len(scores)), fpr)
     names, which = np.unique(clusters, return_inverse=True)
-    rng, drawn = np.random.default_rng(seed), []
+    rng = np.random.default_rng(seed)
+    thresholds, rates = [], []
     for _ in range(DRAWS):
         weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)))[which].astype(float)
         if weights[positives].any() and weights[~positives].any():
-            each = pick(p, positives, weights, fpr)
-            drawn.append((each, np.average(p[positives] > each, weights=weights[positives])))
-    thresholds, rates = np.array(drawn).T
-    above = int((p[~positives] > threshold).sum())
-    return {"threshold": threshold, "threshold_ci95": percentiles(thresholds), "asked_fpr": fpr, "fpr": above / negatives,
-            "fpr_ci95": wilson(above, negatives), "tpr": float((p[positives] > threshold).mean()), "tpr_ci95": percentiles(rates),
-            "positives": int(positives.sum()), "negatives": negatives, "temperature": temperature,
-            "ece": ece(p, positives), "ece_at_temperature_1": ece(positive(probabilities), positives)}
+            thresholds.append(pick(scores, positives, weights, fpr))
+            rates.append(np.average(scores[positives] > thresholds[-1], weights=weights[positives]))
+    above = int((scores[~positives] > threshold).sum())
+    plain = tempered(log_odds, 1.0)[:, 0]
+    return {
+        "scale": SCALE,
+        "threshold": threshold,
+        "threshold_ci95": percentiles(np.array(thresholds)),
+        "asked_fpr": fpr,
+        "fpr": above / negatives,
+        "fpr_ci95": wilson(above, negatives),
+        "tpr": float((scores[positives] > threshold).mean()),
+        "tpr_ci95": percentiles(np.array(rates)),
+        "positives": int(positives.sum()),
+        "negatives": negatives,
+        "separated": bool(scores[positives].min() > scores[~positives].max()),
+        "temperature": temperature,
+        "ece": ece(sigmoid(scores), positives),
+        "ece_at_temperature_1": ece(sigmoid(plain), positives),
+    }
 
 
-def pick(p: np.ndarray, positives: np.ndarray, weights: np.ndarray, fpr: float) -> float:
-    """The highest negative score with more than `fpr` of the negatives' weight at or above it."""
-    order = np.argsort(-p[~positives], kind="stable")
-    above = np.cumsum(weights[~positives][order])
-    return float(p[~positives][order][np.argmax(above > fpr * above[-1] * (1 + 1e-12))])
+def check_rate(fpr: float) -> None:
+    if not 0 < fpr < 1:
+        raise ValueError(f"--fpr: expected a rate between 0 and 1, got {fpr:g}")
 
 
-def best_temperature(probabilities: np.ndarray, labels: np.ndarray) -> float:
+def pick(scores: np.ndarray, positives: np.ndarray, weights: np.ndarray, fpr: float) -> float:
+    """The k-th highest of the negatives, each counted `weights` times; between the labels where they
+    separate."""
+    drawn = weights > 0
+    negatives = scores[drawn & ~positives]
+    lowest, highest = scores[drawn & positives].min(), negatives.max()
+    if lowest > highest:
+        return float((lowest + highest) / 2)
+    order = np.argsort(-negatives, kind="stable")
+    counts = np.cumsum(weights[drawn & ~positives][order])
+    k = max(1, math.floor(fpr * (counts[-1] + 1) + 1e-9))
+    return float(negatives[order][np.searchsorted(counts, k)])
+
+
+def best_temperature(log_odds: np.ndarray, labels: np.ndarray) -> float:
     """By golden section on log T in [log 0.05, log 20]: the likelihood has one peak in 1 / T."""
+    rows = np.arange(len(labels))
+
     def loss(log_t):
-        return -np.log(np.maximum(tempered(probabilities, math.exp(log_t))[np.arange(len(labels)), labels], 1e-38)).mean()
+        return np.logaddexp(0.0, -tempered(log_odds, math.exp(log_t))[rows, labels]).mean()
 
     low, high, ratio = math.log(0.05), math.log(20), (math.sqrt(5) - 1) / 2
     while high - low > 1e-4:
@@ -83,24 +132,119 @@ def wilson(hits: int, n: int, z: float = 1.959964) -> list[float]:
     return [max(0.0, (centre - half) / (n + z * z)), min(1.0, (centre + half) / (n + z * z))]
 
 
-def save_calibration(directory, task, entry: dict) -> Path:
+# ---- for a run ---------------------------------------------------------------------------------------------
+
+
+def calibrate_run(monitor, directory, *, fpr: float, fit: bool = False, on_rows=None) -> str:
+    """`calibrate` on the rows of the monitor's task -> what a person is shown of it; stored beside the
+    adapter.
+
+    Raises ValueError for a row that the run was trained on, whatever file it comes from: its score says
+    nothing about new rows."""
+    task, trained = monitor.task, trained_texts(monitor.about["settings"]["mixture"])
+    rows = calibration_rows(task)
+    seen = [row for row in rows if row.text in (trained or {})]
+    if seen:
+        raise ValueError(
+            f"{seen[0].where}: task {task.name!r}: expected rows that this run was not trained on, got "
+            f"{len(seen)} of {len(rows)} that it was, this one at {trained[seen[0].text]}; use other rows"
+        )
+    log_odds, left_out = monitor.read([row.text for row in rows], on_rows)
+    labels = np.array([row.label for row in rows])
+    texts = np.array([row.text for row in rows], dtype=object)
+    try:
+        found = calibrate(log_odds, labels, texts, fpr=fpr, fit=fit)
+    except ValueError as error:
+        raise ValueError(f"{task.where}: {rows[0].side} rows: {error}") from error
+    entry = {
+        "adapter": monitor.about["adapter"],
+        "model": monitor.about["settings"]["model"],
+        "rows": rows[0].side,
+        "rows_cut": int((left_out > 0).sum()),
+        "checked": trained is not None,
+        **found,
+    }
+    path = from_first(lambda: save_calibration(directory, task, entry))
+    return f"{calibration_lines(task, entry)}\nstored in {path}"
+
+
+def calibration_rows(task: Task) -> list[Row]:
+    for side in ("validation", "test"):
+        rows = [row for row in task.rows if row.side == side]
+        if rows:
+            return rows
+    raise ValueError(
+        f"{task.where}: task {task.name!r}: expected validation or test rows to calibrate on, got neither"
+    )
+
+
+def trained_texts(mixture_path: str | None) -> dict[str, str] | None:
+    """Text -> file:line of the rows on the training side of a mixture; None where its files cannot be read
+    any more."""
+    if mixture_path is None:
+        return None
+    try:
+        mixture = load_mixture(shipped(mixture_path), check=False)
+        rows = [row for task in mixture.train for row in task.rows if row.side == "train"]
+    except (OSError, ValueError):
+        return None
+    return {row.text: row.where for row in rows}
+
+
+def calibration_lines(task: Task, entry: dict) -> str:
+    """What a person is shown of a calibration."""
+    bounds = {key: entry[f"{key}_ci95"] for key in ("threshold", "fpr", "tpr")}
+    shown = {key: f"[{low:.4g}, {high:.4g}]" for key, (low, high) in bounds.items()}
+    lines = [
+        f"{task.name}: {next(iter(task.labels))} where log-odds > {entry['threshold']:.6g} {shown['threshold']}, "
+        f"picked on {entry['negatives']} negatives and {entry['positives']} positives ({entry['rows']} rows)",
+        f"there FPR {entry['fpr']:.4f} {shown['fpr']} and TPR {entry['tpr']:.3f} {shown['tpr']}; "
+        f"temperature {entry['temperature']:g}",
+    ]
+    if entry["separated"]:
+        advice = "rows that are harder to judge would tell where it belongs"
+        lines.append(f"warning: these rows separate completely, the threshold is halfway between; {advice}")
+    if not entry["checked"]:
+        lines.append(
+            "warning: the run's training rows cannot be read; nothing tells whether these are among them"
+        )
+    return "\n".join(lines)
+
+
+def refuse_calibrated(directory, task: Task) -> None:
+    path = Path(directory) / NAME
+    if path.is_file() and task.name in read_json(path):
+        raise ValueError(f"{path}: holds a threshold for task {task.name!r}; give --overwrite to replace it")
+
+
+def save_calibration(directory, task: Task, entry: dict) -> Path:
     """One task's entry of calibration.json; the others stay."""
     path = Path(directory) / NAME
-    write_json(path, (read_json(path) if path.is_file() else {}) | {task.name: {"prompt": task.prompt, **entry}})
+    saved = read_json(path) if path.is_file() else {}
+    write_json(path, saved | {task.name: {"prompt": task.prompt, **entry}})
     return path
 
 
-def find_calibration(directory, task, adapter: str) -> dict | None:
-    """The task's entry, None where it has none. Raises ValueError where it was picked for another adapter or prompt."""
+def find_calibration(directory, task: Task, adapter: str) -> dict | None:
+    """The task's entry, None where it has none. Raises ValueError where it was picked for another adapter or
+    prompt."""
     path = Path(directory) / NAME
     entry = read_json(path).get(task.name) if path.is_file() else None
     if entry is None:
         return None
-    again = "pick it again with --calibrate, or give --threshold"
-    number = {key: entry.get(key) if isinstance(entry, dict) else None for key in ("threshold", "temperature")}
-    if not all(type(value) in (int, float) and 0 <= value < 1e6 for value in number.values()) or not number["temperature"]:
-        raise ValueError(f"{path}: expected a threshold and a temperature for task {task.name!r}, got {entry!r}; {again}")
+    entry_is_table = isinstance(entry, dict)
+    if entry_is_table and "threshold" in entry and entry.get("scale") != SCALE:
+        raise ValueError(
+            f"{path}: expected a threshold on log-odds for task {task.name!r}, got one on P; {AGAIN}"
+        )
+    numbers = [entry.get(key) for key in ("threshold", "temperature")] if entry_is_table else [None]
+    if not all(type(value) in (int, float) and abs(value) < 1e6 for value in numbers) or numbers[1] <= 0:
+        raise ValueError(
+            f"{path}: expected a threshold and a temperature for task {task.name!r}, got {entry!r}; {AGAIN}"
+        )
     for key, value in (("adapter", adapter), ("prompt", task.prompt)):
         if entry.get(key) != value:
-            raise ValueError(f"{path}: expected a threshold of this {key} for task {task.name!r}, got one of another; {again}")
+            raise ValueError(
+                f"{path}: expected a threshold of this {key} for {task.name!r}, got another's; {AGAIN}"
+            )
     return entry

@@ -18,6 +18,8 @@ from minimon.batch import NO_LIMIT
 from minimon.evaluate import read, think
 from minimon.files import read_jsonl, write_text
 from minimon.metrics import auroc
+from minimon.run.cli import progress
+from minimon.run.processes import count_rows, from_first
 from minimon.tasks import DECODING, Mixture, Row, Task
 
 
@@ -33,13 +35,30 @@ class SelfLabel:
     gold: str
 
 
-def require_thinking(tokenizer) -> None:
-    """Raises ValueError where the base cannot think before it answers."""
-    if tokenizer.think_end is None:
-        raise ValueError(
-            "--labels self: expected a base that can think, got one whose tokenizer has no token that closes a thought; "
-            "use --labels self-at-once, or another --model"
-        )
+def training_rows(settings, mixture: Mixture, model, tokenizer, directory: Path, *, limit=NO_LIMIT):
+    """Task name -> rows, with gold labels or the base's own; and how good the latter are (None for gold ones).
+
+    settings: train.py's. Self labels are written to labels.jsonl of the run directory, where a run that goes on reads them."""
+    if settings.labels == "gold":
+        return {task.name: mixture.train_rows(task, settings.seed) for task in mixture.train}, None
+    path = Path(directory) / "labels.jsonl"
+    if not from_first(path.exists):
+        count = sum(map(len, unlabelled_rows(mixture, settings.seed).values())) * settings.label_samples
+        with progress(count, 0, "label", "row") as bar:
+            labels = self_labels(
+                model,
+                tokenizer,
+                mixture,
+                settings.seed,
+                thinking=settings.labels == "self",
+                samples=settings.label_samples,
+                limit=limit,
+                batch_tokens=settings.batch_tokens,
+                on_rows=count_rows(bar, model),
+            )
+        from_first(lambda: save_labels(labels, path))
+    labels = from_first(lambda: load_labels(path, mixture, settings.seed))
+    return labelled_rows(mixture, settings.seed, labels), label_quality(labels, mixture)
 
 
 def unlabelled_rows(mixture: Mixture, seed: int) -> dict[str, list[Row]]:

@@ -1,0 +1,206 @@
+"""A trained monitor in a program: texts or conversations -> log-odds, P and a decision each.
+
+n items, N labels of the task; the positive label is the first.
+"""
+
+import threading
+from dataclasses import asdict, dataclass, fields
+from datetime import date
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from minimon.checkpoint import load_model
+from minimon.files import read_json, resolve, sha256
+from minimon.formats.transcript import text_of
+from minimon.lora import load_adapter
+from minimon.run.cli import check_device, shipped
+from minimon.run.processes import shard
+from minimon.run.provenance import base_files, check_same
+from minimon.serve._core import read, row_limit
+from minimon.serve.thresholds import find_calibration, sigmoid, tempered
+from minimon.tasks import Task, load_task
+from minimon.tokenizer import load_tokenizer
+
+DIGITS = (
+    6  # log-odds are rounded to before they are compared and written, so that a decision can be made again
+)
+KINDS = {
+    "seed": int,
+    "epsilon": float,
+    "max_tokens": int,
+    "batch_tokens": int,
+}  # of settings; the others are text
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """What measuring and scoring take from a run's settings.json."""
+
+    model: str | None = None
+    mixture: str | None = None
+    instruct: str | None = None
+    labels: str | None = None
+    dtype: str | None = None
+    date: str = ""  # that a chat template may print; today if not given
+    seed: int = 0
+    epsilon: float = 0.75
+    max_tokens: int | None = None
+    batch_tokens: int | None = None
+
+
+class Scored(NamedTuple):
+    """Scores of n items, in their order."""
+
+    log_odds: np.ndarray  # (n,) of the positive label against the rest, natural logarithm
+    P: np.ndarray  # (n,) sigmoid(log_odds)
+    decision: np.ndarray | None  # (n,) bool: log_odds > threshold; None where the monitor has no threshold
+    by_label: np.ndarray  # (n, N) log-odds of each label against the rest
+    left_out: np.ndarray  # (n,) tokens of the middle of a text that was too long
+
+
+class Monitor:
+    """One task asked of one model. Several threads may share a monitor: one of them scores at a time."""
+
+    def __init__(
+        self, model, tokenizer, task: Task, *, limit=None, batch_tokens=None, threshold=None, temperature=1.0
+    ):
+        """threshold: on log-odds at that temperature; None for no decision. limit: of a row's tokens
+        (batch.Limit)."""
+        self.model, self.tokenizer, self.task = model, tokenizer, task
+        self.limit, self.batch_tokens = limit, batch_tokens
+        self.threshold, self.temperature = threshold, temperature
+        self.about = {}  # where model and threshold come from, for records of what was scored
+        self.lock = threading.Lock()
+
+    @classmethod
+    def load(
+        cls,
+        run: str | Path,
+        *,
+        task: Task | str | Path,
+        device: str = "cpu",
+        threshold: float | None = None,
+        any_base: bool = False,
+        sharded: bool = False,
+        **changes,
+    ) -> "Monitor":
+        """The monitor of a run directory, or of any directory with an adapter in PEFT's format.
+
+        task: whose prompt is asked, a Task, a task file, or FILE#NAME of a file with several. device: cpu,
+        cuda or cuda:N. threshold: on log-odds; if not given the one that `eval.py --calibrate` picked for
+        this task, with its temperature, or none. changes: model, dtype, max_tokens, batch_tokens or date in
+        place of the run's own. any_base: take an adapter that was trained on another base. sharded: spread
+        the base over torchrun's processes.
+
+        Raises FileNotFoundError or ValueError in one line for a directory, task, base, device or calibration
+        that is missing, broken, or belongs to another adapter."""
+        check_device(device)
+        task = task if isinstance(task, Task) else named_task(str(task))
+        settings, adapter = run_settings(run, **changes), adapter_hash(run)
+        entry = find_calibration(run, task, adapter) if threshold is None else None
+        model, tokenizer = load_run(run, settings, device=device, any_base=any_base, sharded=sharded)
+        tokenizer.label_ids(list(task.labels))  # refused now, not at the first score
+        monitor = cls(model, tokenizer, task, batch_tokens=settings.batch_tokens, threshold=threshold)
+        monitor.limit = row_limit(model, tokenizer, settings.max_tokens)
+        if entry is not None:
+            monitor.threshold, monitor.temperature = entry["threshold"], entry["temperature"]
+        monitor.about = {"adapter": adapter, "settings": asdict(settings), "calibration": entry}
+        return monitor
+
+    def score(self, items: list) -> Scored:
+        """n texts, or conversations [{"role", "content", ...}, ...] in the shapes of formats/transcript.py ->
+        Scored.
+
+        Texts are put into batches and cut as in training: to the task's max_chars, then to the run's
+        max_tokens. All of a text counts as text: control strings of a chat template in it have no effect.
+        Raises ValueError naming the item that is neither a text nor a conversation."""
+        if isinstance(items, (str, bytes, dict)):
+            raise ValueError(f"items: expected a list of texts or conversations, got {type(items).__name__}")
+        return self.score_texts([self.text_of(item, f"item {i}") for i, item in enumerate(items, 1)])
+
+    def score_texts(self, texts: list[str]) -> Scored:
+        """Texts that are already as the task shows them."""
+        log_odds, left_out = self.read(texts)
+        by_label = tempered(log_odds, self.temperature).round(DIGITS)
+        positive = by_label[:, 0]
+        decision = None if self.threshold is None else positive > self.threshold
+        return Scored(positive, sigmoid(positive), decision, by_label, left_out)
+
+    def read(self, texts: list[str], on_rows=None) -> tuple[np.ndarray, np.ndarray]:
+        """-> ((n, N) log-odds before the temperature, (n,) tokens left out). on_rows(n) is called after n
+        more."""
+        options = {"limit": self.limit, "batch_tokens": self.batch_tokens, "on_rows": on_rows}
+        with self.lock:
+            return read(self.model, self.tokenizer, self.task, texts, **options)
+
+    def text_of(self, item, where: str) -> str:
+        if not isinstance(item, (str, list)):
+            kind = type(item).__name__
+            raise ValueError(f"{where}: expected a text or a conversation (a list of messages), got {kind}")
+        return text_of({"item": item}, "item", where, self.task.max_chars, self.task.reasoning)
+
+
+def run_settings(directory: str | Path | None, **given) -> RunSettings:
+    """The settings of a run, where `given` has a value that one. A directory without settings.json has the
+    defaults.
+
+    Raises FileNotFoundError without a directory, TypeError for an unknown name, ValueError for a value that
+    is none."""
+    names = [field.name for field in fields(RunSettings)]
+    if unknown := sorted(set(given) - set(names)):
+        raise TypeError(f"expected settings among {', '.join(names)}; got {', '.join(unknown)}")
+    if directory is not None and not Path(directory).is_dir():
+        raise FileNotFoundError(
+            f"--adapter: expected a directory, found none at {directory}; train.py writes one"
+        )
+    path = Path(directory or "") / "settings.json"
+    saved = read_json(path) if directory is not None and path.is_file() else {}
+    found, problems = {"date": date.today().isoformat()}, []
+    for name in names:
+        value = given.get(name)
+        value = saved.get(name) if value is None else value
+        if value is None:
+            continue
+        if type(value) is not KINDS.get(name, str):
+            problems.append(f"{name} = {value!r}")
+        found[name] = value
+    settings = RunSettings(**found)
+    if problems or not 0 <= settings.epsilon <= 1 or (settings.batch_tokens or 1) < 1:
+        got = ", ".join(problems) or f"epsilon = {settings.epsilon}, batch_tokens = {settings.batch_tokens}"
+        raise ValueError(
+            f"{path}: expected a run's settings, epsilon in [0, 1], batch_tokens from 1; got {got}"
+        )
+    if settings.model is None:
+        raise ValueError(f"--model: expected a base, since {directory} has no settings.json that names one")
+    return settings
+
+
+def load_run(adapter, settings: RunSettings, *, device: str, any_base: bool = False, sharded: bool = False):
+    """-> (model with the adapter, tokenizer); adapter None for the base alone. sharded: over torchrun's
+    processes."""
+    base = resolve(shipped(settings.model))
+    if adapter is not None and not any_base:
+        advice = "name that base with --model, or give --any-base"
+        check_same(adapter, {"base": base_files(base)}, ["base"], advice)
+    dtype = settings.dtype or ("bfloat16" if torch.device(device).type == "cuda" else None)
+    model = load_model(
+        base, dtype=getattr(torch, dtype) if dtype else None, device="cpu" if sharded else device
+    )
+    if sharded:
+        shard(model, device)
+    if adapter is not None:
+        load_adapter(model, adapter)
+    return model, load_tokenizer(base, date=settings.date)
+
+
+def named_task(entry: str) -> Task:
+    """The task of FILE, or of FILE#NAME."""
+    file, _, name = entry.partition("#")
+    return load_task(shipped(file), name or None)
+
+
+def adapter_hash(directory: str | Path) -> str:
+    return sha256(Path(directory) / "adapter_model.safetensors")
