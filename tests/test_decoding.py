@@ -6,7 +6,7 @@ import torch
 
 from minimon.batch import encode_row
 from minimon.checkpoint import load_model
-from minimon.evaluate import evaluate, evaluation_rows, measured_splits, think
+from minimon.evaluate import evaluate, evaluation_rows, think
 from minimon.generate import generate
 from minimon.lora import adapter_tensors, add_lora
 from minimon.tasks import load_mixture, load_task
@@ -63,7 +63,7 @@ def test_with_thinking_a_label_is_read_after_the_models_own_reasoning(base):
     reading, well_formed = think(model, tokenizer, task, texts, max_new_tokens=60)
     end = tokenizer.control["</think>"]
     for i, text in enumerate(texts):
-        prompt = encode_row(tokenizer, task, text, thinking=True)
+        prompt = encode_row(tokenizer, task, text, thinking=True).ids
         (alone,) = generate(model, [prompt], max_new_tokens=60, stop_ids={end, *tokenizer.stop_ids})
         ids = prompt + alone.ids + [end] + tokenizer.plain.encode("\n\n", add_special_tokens=False).ids
         P, mass = plain_P(model, ids, tokenizer.label_ids(list(task.labels), thinking=True))
@@ -92,7 +92,7 @@ def test_a_summary_is_judged_by_the_base_from_the_summary_alone(base, small):
     model, tokenizer = base
     rows = []
     scores = evaluate(model, tokenizer, small, on_rows=rows.append)
-    assert sum(rows) == evaluation_rows(small, tokenizer) == 2 * 3 * 4
+    assert sum(rows) == evaluation_rows(small) == 2 * 3 * 4
     (summary,), (thinking,), (plain,) = (scores[split]["far"] for split in ("summary", "thinking", "new_domain"))
     task = small.splits["summary"]["far"][0]
     texts = list(summary.clusters)
@@ -101,17 +101,11 @@ def test_a_summary_is_judged_by_the_base_from_the_summary_alone(base, small):
         for i, text in enumerate(texts):
             prompt = tokenizer.chat([{"role": "system", "content": "Name what is wrong."}, {"role": "user", "content": text}])
             (answer,) = generate(writer, [prompt], max_new_tokens=30, stop_ids=tokenizer.stop_ids)
-            P, _ = plain_P(fresh, encode_row(tokenizer, task, tokenizer.decode(answer.ids)), labels)
-            assert np.allclose(summary.of(which)[i], P, atol=1e-4)
+            P, _ = plain_P(fresh, encode_row(tokenizer, task, tokenizer.decode(answer.ids)).ids, labels)
+            assert np.allclose(summary.P(which)[i], P, atol=1e-4)
             assert summary.shares[which]["well_formed"][i] == answer.ended
     for i, text in enumerate(texts):
-        assert np.allclose(summary.references["transcript"][i], plain_P(fresh, encode_row(tokenizer, task, text), labels)[0], atol=1e-4)
+        assert np.allclose(summary.P("transcript")[i], plain_P(fresh, encode_row(tokenizer, task, text).ids, labels)[0], atol=1e-4)
     assert len({tuple(P) for P in summary.references["empty"].tolist()}) == 1
     assert not np.allclose(summary.base, summary.adapter) and set(thinking.shares["base"]) == {"label_mass", "well_formed"}
     assert set(plain.shares["adapter"]) == {"label_mass"} and (plain.shares["adapter"]["label_mass"] <= 1).all()
-
-
-def test_thinking_is_left_out_where_no_token_closes_a_thought(base, small, monkeypatch):
-    tokenizer = base[1]
-    monkeypatch.setitem(tokenizer.__dict__, "think_end", None)
-    assert set(measured_splits(small, tokenizer)) == {"new_domain", "summary"} and evaluation_rows(small, tokenizer) == 2 * 2 * 4

@@ -1,25 +1,24 @@
 """Rows that are too long: what is cut, that it is said, memory that grows with the length; and batches that did not fit."""
 
 import json
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 import eval as evaluation
-import minimon.model
+import minimon.attention
+import minimon.steps
 import train
-from minimon.batch import encode_row, fit_row, make_batch
+from minimon.batch import Limit, encode_row, in_batches, row_limit
 from minimon.checkpoint import load_model
-from minimon.evaluate import limit_rows, read, think
+from minimon.evaluate import read, think
 from minimon.generate import generate
 from minimon.steps import refuse_long
-from minimon.tasks import Conversation
-from minimon.memory import in_batches
-from minimon.tasks import load_task
+from minimon.tasks import Conversation, load_task
 from minimon.tokenizer import load_tokenizer
-from test_model import QWEN3, loss_and_gradients, plain_answers, rows, same, tiny, ways
+from test_model import FAMILIES, QWEN3, loss_and_gradients, plain_answers, rows, same, tiny, ways
 from test_train import ROOT, mixture, report, run, settings  # noqa: F401
 
 TASK = load_task(ROOT / "data/tasks/far.toml", "home-threaten")
@@ -35,51 +34,49 @@ def base():
 @pytest.mark.parametrize("limit", [100, 101, 333, 1000])
 def test_a_long_text_keeps_head_and_tail_and_says_how_much_is_left_out(base, position, limit):
     _, tokenizer = base
-    task = SimpleNamespace(prompt=TASK.prompt, prompt_position=position, where="w", name="n")
-    whole = encode_row(tokenizer, task, LONG)
-    tokenizer.max_tokens = limit
-    ids, left_out = fit_row(tokenizer, task, LONG)
+    task = replace(TASK, prompt_position=position)
+    whole = encode_row(tokenizer, task, LONG).ids
+    ids, left_out = encode_row(tokenizer, task, LONG, limit=Limit(limit))
     text = tokenizer.decode(ids)
     head, mark, tail = text.partition(f"\n[... {left_out} tokens left out ...]\n")
     assert limit - 12 <= len(ids) <= limit < len(whole) and mark and TASK.prompt in text
-    assert LONG.startswith(head[head.index("word0"):])
+    assert LONG.startswith(head[head.index("word0") :])
     assert len(whole) - left_out <= limit and "�" not in text
     rest = tail.split(TASK.prompt)[0] if position == "after" else tail
-    assert LONG.endswith(rest[:rest.rindex(",") + 1])
+    assert LONG.endswith(rest[: rest.rindex(",") + 1])
 
 
 def test_a_row_that_fits_is_left_as_it_is(base):
     _, tokenizer = base
-    whole = encode_row(tokenizer, TASK, LONG)
-    tokenizer.max_tokens = len(whole)
-    assert fit_row(tokenizer, TASK, LONG) == (whole, 0)
-    tokenizer.max_tokens = len(whole) - 1
-    assert fit_row(tokenizer, TASK, LONG)[1] > 0
+    whole = encode_row(tokenizer, TASK, LONG).ids
+    assert encode_row(tokenizer, TASK, LONG, limit=Limit(len(whole))) == (whole, 0)
+    assert encode_row(tokenizer, TASK, LONG, limit=Limit(len(whole) - 1)).left_out > 0
 
 
 def test_what_can_not_be_cut_is_refused(base):
     model, tokenizer = base
-    tokenizer.max_tokens = 20
     with pytest.raises(ValueError, match=r"home-threaten.*expected room for a text, got 20 tokens.*--max-tokens"):
-        fit_row(tokenizer, TASK, LONG)
-    talk = Conversation(({"role": "user", "content": LONG}, {"role": "assistant", "content": "Yes"}), "f:7")
+        encode_row(tokenizer, TASK, LONG, limit=Limit(20))
+    conversation = Conversation(({"role": "user", "content": LONG}, {"role": "assistant", "content": "Yes"}), "f:7")
     with pytest.raises(ValueError, match="f:7: expected at most 50 tokens, got"):
-        refuse_long(tokenizer, [talk], 50)
-    refuse_long(tokenizer, [talk], None)
-    for wrong in (5, 10 ** 6):
+        refuse_long(tokenizer, [conversation], 50)
+    refuse_long(tokenizer, [conversation], None)
+    for wrong in (5, 10**6):
         with pytest.raises(ValueError, match="--max-tokens: expected a number from 16 to .* 2048; got"):
-            limit_rows(tokenizer, model, wrong)
+            row_limit(model.config, wrong)
 
 
 def test_rows_beyond_the_bases_positions_are_cut_with_room_for_what_is_written(base):
     model, tokenizer = base
     text = LONG + LONG
-    assert len(encode_row(tokenizer, TASK, text)) > 2048
-    limit_rows(tokenizer, model, None)
-    assert len(fit_row(tokenizer, TASK, text, room=48)[0]) <= 2000 < len(fit_row(tokenizer, TASK, text)[0]) <= 2048
-    reading = read(model, tokenizer, TASK, ["Dims the lamp", text])
+    limit = row_limit(model.config, None)
+    assert len(encode_row(tokenizer, TASK, text).ids) > 2048
+    with_room = encode_row(tokenizer, TASK, text, limit=limit, room=48)
+    assert len(with_room.ids) <= 2000 < len(encode_row(tokenizer, TASK, text, limit=limit).ids) <= 2048
+    reading = read(model, tokenizer, TASK, ["Dims the lamp", text], limit=limit)
     assert reading.left_out[0] == 0 < reading.left_out[1] and ((0 < reading.P) & (reading.P < 1)).all()
-    assert think(model, tokenizer, TASK, ["Dims the lamp", text], max_new_tokens=2)[0].left_out.tolist()[1] > 0
+    thought, _ = think(model, tokenizer, TASK, ["Dims the lamp", text], max_new_tokens=2, limit=limit)
+    assert thought.left_out[1] > 0
 
 
 def test_cut_rows_are_counted_in_the_log_the_report_and_the_scores(mixture, tmp_path, capsys):  # noqa: F811
@@ -108,51 +105,79 @@ def test_a_run_without_long_rows_counts_none(run):  # noqa: F811
 
 
 @ways
-def test_a_long_suffix_goes_without_a_mask_and_gives_the_same_in_value_and_gradient(monkeypatch, answers):
-    model, ids = tiny(QWEN3), rows(prefix=9, lengths=(25, 12, 1, 18))
-    batch = make_batch(ids, [0] * len(ids), 9)
+@pytest.mark.parametrize("family", ("qwen3", "windowed"))
+@pytest.mark.parametrize("entries", (1, 40, 200))
+def test_queries_of_long_texts_are_taken_in_pieces_and_give_the_same_in_value_and_gradient(monkeypatch, answers, family, entries):
+    model, ids = tiny(FAMILIES[family]), rows(prefix=9, lengths=(25, 12, 1, 18))
+    loss, expected = loss_and_gradients(model, answers(model, ids))
+    sizes, masked = [], minimon.attention.masked_attention
+    monkeypatch.setattr(minimon.attention, "MASK_ENTRIES", entries)
 
-    def run():
-        return loss_and_gradients(model, answers(model, batch))
-    (loss, expected), made = run(), []
-    monkeypatch.setattr(minimon.model, "MASKED", 0)
-    visible = minimon.model.View.visible
-    monkeypatch.setattr(minimon.model.View, "visible", lambda view, queries: made.append(queries.shape[1]) or visible(view, queries))
-    again, gradients = run()
-    assert set(made) == {1} and again == pytest.approx(loss, abs=1e-6)                 # masks at the answer positions alone
+    def watched(q, k, v, visible, scale):
+        sizes.append(0 if visible is None else visible.numel())
+        return masked(q, k, v, visible, scale)
+
+    monkeypatch.setattr(minimon.attention, "masked_attention", watched)
+    again, gradients = loss_and_gradients(model, answers(model, ids))
+    assert max(sizes) <= max(entries, 9 + 25) and again == pytest.approx(loss, abs=1e-6)
     for name in expected:
         same(gradients[name], expected[name], 1e-4)
-    same(answers(model, batch), plain_answers(model, ids))
+    same(answers(model, ids), plain_answers(model, ids))
 
 
-@ways
-def test_a_suffix_shorter_than_its_prefix_keeps_its_mask(monkeypatch, answers):
-    monkeypatch.setattr(minimon.model, "MASKED", 0)
-    model, ids = tiny(QWEN3), rows(prefix=30, lengths=(5, 12))
-    batch = make_batch(ids, [0] * len(ids), 30)
-    same(answers(model, batch), plain_answers(model, ids))
-    plain = [model.logits(model(torch.tensor([row]))[:, -1]).argmax().item() for row in ids]
-    assert [answer.ids[0] for answer in generate(model, ids, max_new_tokens=3, stop_ids=())] == plain
+def test_a_window_looks_at_the_keys_that_it_can_see_and_no_others(monkeypatch):
+    """8,000 tokens with a window of 100: no mask of all pairs, no scores of them."""
+    q, k, v = torch.randn(3, 1, 2, 8000, 8, generator=torch.Generator().manual_seed(0))
+    seen, masked = [], minimon.attention.masked_attention
+    monkeypatch.setattr(minimon.attention, "MASK_ENTRIES", 2**19)
+
+    def watched(q, k, v, visible, scale):
+        seen.append((q.shape[2], k.shape[2]))
+        return masked(q, k, v, visible, scale)
+
+    monkeypatch.setattr(minimon.attention, "masked_attention", watched)
+    y = minimon.attention.attend(q, k, v, 100, 0.3)
+    assert all(keys <= queries + 99 for queries, keys in seen) and len(seen) > 50
+    at = 7777
+    weights = (q[0, :, at] * 0.3 * 1.0).unsqueeze(1) @ k[0, :, at - 99 : at + 1].transpose(1, 2)
+    plain = (weights.softmax(-1) @ v[0, :, at - 99 : at + 1]).squeeze(1)
+    torch.testing.assert_close(y[0, :, at], plain)
+
+
+@pytest.mark.parametrize("visible", (True, False))
+def test_query_heads_folded_into_the_queries_are_the_same_sum(visible):
+    """What CUDA takes, where no fused kernel has a mask and grouped queries in fp32."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(2, 6, 5, 8, generator=g), torch.randn(2, 2, 9, 8, generator=g), torch.randn(2, 2, 9, 8, generator=g)
+    mask = torch.ones(5, 9, dtype=torch.bool).tril(4) if visible else None
+    torch.testing.assert_close(
+        minimon.attention.folded_attention(q, k, v, mask, 0.4), minimon.attention.masked_attention(q, k, v, mask, 0.4)
+    )
 
 
 # ---- out of memory -------------------------------------------------------------------------------------------------------------
 
 
-def test_an_out_of_memory_halves_the_batch_and_goes_on():
-    lengths, tried = [3, 9, 1, 4, 4, 2, 8, 5], []
+def test_an_out_of_memory_halves_all_batches_that_are_left():
+    tried = []
 
     def work(batch):
-        tried.append(len(batch) * max(lengths[i] for i in batch))
-        if tried[-1] > 20:
+        tried.append(len(batch))
+        if len(batch) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return batch
-    done = list(in_batches(None, lengths, 64, work))
-    assert sorted(i for batch, _ in done for i in batch) == list(range(8)) and all(batch == found for batch, found in done)
-    assert tried[0] > 20 and sum(tokens > 20 for tokens in tried) <= 3                 # later batches are not tried in the old size
-    with pytest.raises(ValueError, match="out of memory at 1 x 9 tokens; give a lower --batch-tokens or --max-tokens"):
-        list(in_batches(None, [9], 64, lambda batch: (_ for _ in ()).throw(torch.OutOfMemoryError())))
-    with pytest.raises(ValueError, match="out of memory at 2 x 9 tokens"):
-        list(in_batches(SimpleNamespace(sharded=True), [9, 9], 64, lambda batch: (_ for _ in ()).throw(torch.OutOfMemoryError())))
+        return [i * 10 for i in batch]
+
+    done = list(in_batches([[0, 1, 2], [3, 4, 5, 6, 7], [8, 9, 10, 11, 12]], work))
+    assert [i for batch, _ in done for i in batch] == list(range(13)) and all(found == [i * 10 for i in batch] for batch, found in done)
+    assert tried == [3, 5, 3, 2, 3, 2]  # the last batch is not tried in the old size
+
+    def never(batch):
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(ValueError, match="out of memory with 1 texts at a time; give a lower --batch-tokens or --max-tokens"):
+        list(in_batches([[0]], never))
+    with pytest.raises(ValueError, match="out of memory with 2 texts at a time"):
+        list(in_batches([[0, 1]], never, can_halve=False))
 
 
 def test_scores_and_answers_are_the_same_where_memory_ran_out(base, monkeypatch):
@@ -162,28 +187,37 @@ def test_scores_and_answers_are_the_same_where_memory_ran_out(base, monkeypatch)
     thought, formed = think(model, tokenizer, TASK, texts, max_new_tokens=4)
     whole = model.run
 
-    def run_small(tokens, *arguments, **options):
-        if len(tokens) > 2:
+    def run_small(tokens, layout, *arguments, **options):
+        if len(layout.last) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return whole(tokens, *arguments, **options)
+        return whole(tokens, layout, *arguments, **options)
+
     monkeypatch.setattr(model, "run", run_small)
     assert torch.allclose(read(model, tokenizer, TASK, texts).P, expected.P, atol=1e-5)
     again, formed_again = think(model, tokenizer, TASK, texts, max_new_tokens=4)
     assert torch.allclose(again.P, thought.P, atol=1e-5) and torch.equal(formed, formed_again)
 
 
-def test_a_step_that_ran_out_of_memory_is_taken_in_halves(mixture, tmp_path, monkeypatch):  # noqa: F811
+def test_a_step_that_ran_out_of_memory_is_taken_in_smaller_passes_from_then_on(mixture, tmp_path, monkeypatch):  # noqa: F811
     assert train.main(settings(mixture, tmp_path / "whole", steps=2)) == 0
-    answer_loss = train.answer_loss
+    answer_loss, tried = minimon.steps.answer_loss, []
 
-    def loss(kind, model, hidden, *arguments):
-        if len(hidden) > 3:
+    def loss(model, groups, kind):
+        tried.append(sum(len(group.texts) for group in groups))
+        if tried[-1] > 6:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return answer_loss(kind, model, hidden, *arguments)
-    monkeypatch.setattr(train, "answer_loss", loss)
+        return answer_loss(model, groups, kind)
+
+    monkeypatch.setattr(minimon.steps, "answer_loss", loss)
     assert train.main(settings(mixture, tmp_path / "halves", steps=2)) == 0
     logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("whole", "halves")]
     assert np.allclose(*[[line["loss"] for line in log] for log in logs], rtol=1e-4)
-    monkeypatch.setattr(train, "answer_loss", lambda *arguments: (_ for _ in ()).throw(torch.OutOfMemoryError()))
-    with pytest.raises(ValueError, match="out of memory in a step.*--group-size"):
+    second_step = tried[len(tried) // 2 :]
+    assert max(tried) > 6 and max(second_step) <= 6  # the size that fitted is kept
+
+    def never(*arguments):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(minimon.steps, "answer_loss", never)
+    with pytest.raises(ValueError, match="out of memory in a step.*--batch-tokens.*--gradient-checkpointing"):
         train.main(settings(mixture, tmp_path / "none", steps=2))
