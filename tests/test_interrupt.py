@@ -36,7 +36,7 @@ def forked(chosen, before=None, told=os.devnull) -> int:
             sys.modules.update(dict.fromkeys(["matplotlib", *drawn]))                  # a figure is drawn in other tests
             if before:
                 before()
-            with one_line_errors():
+            with one_line_errors("the same command with --resume"):
                 code = train.main(chosen)
         except SystemExit as exit:
             code = exit.code
@@ -169,32 +169,51 @@ def test_a_run_killed_within_a_phase_goes_on_to_the_same_bits(world, tmp_path, w
 # ---- signals ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number, code, regime", [(signal.SIGTERM, 143, {"labels": "self", "label_samples": 5000}), (signal.SIGINT, 130, {"steps": 5000})])
+@pytest.mark.parametrize("number, code, regime", [(signal.SIGTERM, 143, {"labels": "self", "label_samples": 5000}), (signal.SIGINT, 130, {})])
 def test_a_stopped_process_says_in_one_line_how_to_go_on(world, tmp_path, number, code, regime):
-    pid = forked(settings(world, tmp_path / "x", **{**regime, "steps": 3000}), told=tmp_path / "told")
-    while not (tmp_path / "x/settings.json").exists():
+    """While it labels, where nothing waits, and while it trains, where the step is waited for and saved."""
+    out = tmp_path / "x"
+    pid = forked(settings(world, out, **{**regime, "steps": 3000, "save_every": 5000}), told=tmp_path / "told")
+    while not (out / "settings.json").exists() or not regime and not (out / "log.jsonl").exists():
         time.sleep(0.02)
     time.sleep(1)
     os.kill(pid, number)
     assert wait(pid) == code
-    said = (tmp_path / "told.out").read_text().strip().splitlines()
-    assert said[-1] == f"stopped; to go on: the same command with --resume --out {tmp_path / 'x'}"
-    assert "Traceback" not in (tmp_path / "told.err").read_text()
+    error = (tmp_path / "told.err").read_text()
+    assert error.strip().splitlines()[-1] == "stopped; to go on: the same command with --resume" and "Traceback" not in error
+    assert (saved_step(out) > 0) == ("stopping after this step" in error) == (not regime)
 
 
-def test_a_process_stopped_before_it_began_or_told_twice_says_so_too(world, tmp_path, capsys):
-    for numbers, code in (([signal.SIGTERM], 143), ([signal.SIGINT], 130)):
+def test_a_step_is_waited_for_but_the_signal_is_answered_at_once_and_a_second_does_not_wait(capfd):
+    with pytest.raises(SystemExit) as error, one_line_errors("the same command with --resume"), StopSignals() as stop:
+        assert not stop
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop and capfd.readouterr().err.strip() == "stopping after this step, which is then saved; a second signal does not wait"
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(1)
+    assert error.value.code == 143
+    assert capfd.readouterr().err.strip() == "stopped; to go on: the same command with --resume"
+
+
+def test_outside_of_steps_a_signal_stops_at_once(capfd):
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         with pytest.raises(SystemExit) as error, one_line_errors():
-            os.kill(os.getpid(), numbers[0])
+            with StopSignals():
+                pass
+            os.kill(os.getpid(), number)
             time.sleep(1)
         assert error.value.code == code
-    with pytest.raises(SystemExit) as error, one_line_errors():
-        received = stop_signals()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert received == [signal.SIGTERM]
-        os.kill(os.getpid(), signal.SIGTERM)
+    assert capfd.readouterr().err.count("stopped; to go on: the same command\n") == 2
+
+
+def test_the_end_of_a_loop_that_was_stopped_names_the_signal():
+    with pytest.raises(SystemExit) as error, one_line_errors(), StopSignals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        stop.leave()
+    assert error.value.code == 130
+    with pytest.raises(SystemExit) as error, one_line_errors(), StopSignals() as stop:
+        stop.leave()                           # the signal came to another process of the run
     assert error.value.code == 143
-    assert capsys.readouterr().err.count("stopped; to go on: the same command, with --resume") == 3
 
 
 # ---- what cannot be written ------------------------------------------------------------------------------------------------------
@@ -233,7 +252,7 @@ def test_a_directory_that_cannot_be_written_to_is_refused_in_one_line(world, tmp
     monkeypatch.setattr(files, "open", denied, raising=False)
     with pytest.raises(OSError, match="x/provenance.json: expected to write it, got an error: .*Read-only file system"):
         train.main(settings(world, tmp_path / "x"))
-    assert not list((tmp_path / "x").iterdir())
+    assert not (tmp_path / "x").exists()
 
 
 def test_the_output_may_not_be_a_run_that_is_there(world, tmp_path):
