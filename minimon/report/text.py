@@ -6,10 +6,10 @@ from minimon.metrics import fewest_negatives
 from minimon.report.data import RATES, SIDES
 
 HEADER = ["split", "tasks", "pairs", "performance", "AUROC", "uplift", "95% interval", "TPR@1%", "TPR@5%"]
-LEGEND = (
-    "performance and AUROC: base -> adapter; uplift: of AUROC, its interval the wider of those over transcripts "
-    "and over tasks; TPR: the adapter's, at an FPR of 1% and 5%"
-)
+LEGEND = [
+    "performance, AUROC: base -> adapter; TPR: the adapter's, at an FPR of 1% and of 5%",
+    "uplift: of AUROC; its interval is the wider of one over transcripts and one over tasks",
+]
 MANY_PASSES = 20  # over the training rows
 LEAST_MASS = 0.5  # of the probability at the answer, that the labels have
 
@@ -97,7 +97,7 @@ def table(report: dict) -> str:
 
 def notes(report: dict) -> list[str]:
     """What the numbers of the table do not say."""
-    lines = [LEGEND]
+    lines = [*LEGEND]
     chances = [f"{split} {number(part['mean']['chance'])}" for split, part in report["splits"].items()]
     lines.append(f"chance: performance {', '.join(chances)}; AUROC 0.500; TPR the FPR")
     undefined = []
@@ -127,10 +127,11 @@ def verdict_line(report: dict) -> str:
     part = report.get("inter_task")
     if part is None:
         return "inter-task generalization: not measured, the mixture has no new_domain split"
+    bounds = interval(part["headline_ci95"], signed=False)
     return (
-        f"inter-task generalization: the adapter's mean performance {part['mean']:.3f} "
-        f"{interval(part['headline_ci95'], False)} over {part['pairs']} new pairs, epsilon {part['epsilon']:g}: "
-        f"{'yes' if part['generalizes'] else 'no'} (base {part['base_mean']:.3f}, chance {part['chance']:.3f})"
+        f"inter-task generalization: the adapter's mean performance {part['mean']:.3f} {bounds} over "
+        f"{part['pairs']} new pairs, epsilon {part['epsilon']:g}: {'yes' if part['generalizes'] else 'no'} "
+        f"(base {part['base_mean']:.3f}, chance {part['chance']:.3f})"
     )
 
 
@@ -176,7 +177,12 @@ def comparison(part: Part) -> str:
         finding = "better than its base"
     elif bounds[1] < 0:
         finding = "worse than its base"
-    over = f"over {len(part.tasks)} tasks" if uplift["ci95_tasks"] else "over the texts of these tasks alone"
+    over = "over the texts of these tasks alone"
+    if uplift["ci95_tasks"]:
+        criteria = {task["criterion"] or task["task"] for task in part.tasks}
+        over = f"over {len(part.tasks)} tasks"
+        if 1 < len(criteria) < len(part.tasks):
+            over += f" of {len(criteria)} criteria"
     line = f"{name}: {finding}, AUROC {number(uplift['auroc'], True)} {interval(bounds)} {over}"
     if part.split == "new_prompt" and bounds[1] < 0:
         line += "; it may go on answering the trained question: mix in instructions (--instruct joint)"
@@ -215,9 +221,9 @@ def answering(wholes: list[Part]) -> list[str]:
             f"answers with the labels: they have {masses[least]:.0%} or more of the probability in each task"
         ]
     return [
-        f"warning: in {low} of {len(masses)} tasks the labels have less than half of the probability at the answer "
-        f"(least in {least}, {masses[least]:.1%}): the model is about to write something else. Let the prompt name "
-        "the label words, look at it with train.py --show TASK, and train longer, with --loss vocab"
+        f"warning: in {low} of {len(masses)} tasks the labels have less than half of the probability at the "
+        f"answer (least in {least}, {masses[least]:.1%}): it is about to write something else. Let the "
+        "prompt name the label words, see train.py --show TASK, and train longer, with --loss vocab"
     ]
 
 
@@ -232,19 +238,17 @@ def training(facts: dict, trained: Part | None) -> list[str]:
             lines = [f"warning: {passes}: it may know them by heart; take fewer --steps, or more rows"]
     if losses:
         best_step, best = min(losses, key=lambda point: point[1])
-        last_step, last = losses[-1]
+        first, last = losses[0][1], losses[-1][1]
         lines.append(
-            f"validation loss {losses[0][1]:.3f} at first, {best:.3f} at best (step {best_step}), {last:.3f} at last"
+            f"validation loss {first:.3f} at first, {best:.3f} at step {best_step}, {last:.3f} at last"
         )
         if last > 1.1 * best:
             lines.append(f"warning: worse after step {best_step}: take fewer --steps, or --stop-early")
-        elif best_step == last_step and len(losses) > 2 and last < 0.97 * losses[-2][1]:
+        elif len(losses) > 2 and last < 0.97 * losses[-2][1]:
             lines.append("validation loss was still falling: more --steps may help")
     auroc = trained.numbers["adapter"]["auroc"] if trained else None
     if auroc is not None and auroc < 0.6:
-        lines.append(
-            f"warning: AUROC {auroc:.3f} on its own tasks: not learned; more --steps, more rows or a higher --lr"
-        )
+        lines.append(f"warning: AUROC {auroc:.3f} on its own tasks: not learned; more --steps, rows or --lr")
     return lines
 
 
@@ -264,8 +268,8 @@ def markdown(report: dict) -> str:
     if "attacks" in report:
         rows = report["attacks"][0]["rows"]
         found.append(
-            f"## Attacks\n\nWritten into {rows} pairs of new_domain: the mean change of P(positive), AUROC where "
-            "all rows carry it, AUROC where the positives alone do."
+            f"## Attacks\n\nWritten into {rows} pairs of new_domain: the mean change of P(positive), AUROC "
+            "where all rows carry it, AUROC where the positives alone do."
         )
         found.append(attack_lines(report))
     return "\n\n".join(found) + "\n"
