@@ -30,6 +30,7 @@ pre { white-space: pre-wrap; unicode-bidi: plaintext; border-left: 3px solid var
   padding-left: .8rem; }
 figure { display: inline-block; width: 300px; margin: .5rem 1rem .5rem 0; vertical-align: top; }
 figcaption, p { color: var(--faint); }
+strong { color: var(--ink); }
 svg text { fill: var(--faint); font-size: 11px; }
 path, circle { fill: none; stroke-width: 2; }
 .axis { stroke: var(--line); }
