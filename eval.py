@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minimon.report.build import attack_lines, build_report, table, verdict_line, write_report
+from minimon.report import attack_lines, build_report, table, verdict_line, write_report
 from tqdm import tqdm
 
 from minimon.checkpoint import save_model

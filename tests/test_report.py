@@ -1,5 +1,6 @@
 """What a run leaves to be read: report.json, the table, report.md, .html, .png; all of it made anew."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -255,6 +256,19 @@ def test_the_split_for_a_trained_prompt_on_new_domains_is_read_and_outside_the_v
     report = built({"same_prompt": {"": [task(str(i), seed=i, criterion="one") for i in range(3)]}})
     assert "inter_task" not in report and "same_prompt" in table(report)
     assert reading(report)[0].startswith("same_prompt (new domains, a trained prompt): better than its base")
+
+
+def test_a_base_alone_is_shown_without_a_difference():
+    one = task("t", seed=1)
+    scores = {"new_domain": {"": [dataclasses.replace(one, adapter=one.base)]}}
+    report = build_report(scores, model="m", adapter=None, seed=0, epsilon=0.5, run={})
+    base = report["splits"]["new_domain"]["mean"]["base"]
+    line = table(report).splitlines()[2]
+    assert "->" not in line and f"{base['auroc']:.3f}" in line
+    assert reading(report)[0].startswith(
+        f"new_domain (new domains, new prompts): AUROC {base['auroc']:.3f} ["
+    )
+    assert "the base's mean" in verdict_line(report) and "its base" not in " ".join(reading(report))
 
 
 # ---- the pages

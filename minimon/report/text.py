@@ -21,6 +21,7 @@ class Part(NamedTuple):
     group: str  # "" for all of the split
     tasks: list[dict]
     numbers: dict  # base, adapter, uplift
+    alone: bool  # a base without an adapter
 
     @property
     def name(self) -> str:
@@ -37,14 +38,19 @@ class Part(NamedTuple):
 def parts(report: dict) -> list[Part]:
     """Each split and its groups; a split of a single group is that group."""
     found = []
-    for split, part in report["splits"].items():
-        names = {task["group"] for task in part["tasks"]}
-        if names == {""} or len(names) != 1:
-            found.append(Part(split, "", part["tasks"], part["mean"]))
-        for group, numbers in part["groups"].items():
-            tasks = [task for task in part["tasks"] if task["group"] == group]
-            found.append(Part(split, group, tasks, numbers))
+    for whole in wholes(report):
+        groups = report["splits"][whole.split]["groups"]
+        if {task["group"] for task in whole.tasks} != set(groups) or len(groups) > 1:
+            found.append(whole)
+        for group, numbers in groups.items():
+            tasks = [task for task in whole.tasks if task["group"] == group]
+            found.append(Part(whole.split, group, tasks, numbers, whole.alone))
     return found
+
+
+def wholes(report: dict) -> list[Part]:
+    alone = report["adapter"] is None
+    return [Part(split, "", part["tasks"], part["mean"], alone) for split, part in report["splits"].items()]
 
 
 # ---- the table and the verdict
@@ -64,16 +70,15 @@ def interval(bounds, signed=True) -> str:
 
 def cells(part: Part) -> list[str]:
     base, adapter, uplift = (part.numbers[key] for key in ("base", "adapter", "uplift"))
-    return [
-        str(len(part.tasks)),
-        str(part.count("n")),
-        f"{number(base['performance'])} -> {number(adapter['performance'])}",
-        f"{number(base['auroc'])} -> {number(adapter['auroc'])}",
-        number(uplift["auroc"], signed=True),
-        interval(uplift["headline_ci95"]),
-        number(adapter["tpr_at_1pct_fpr"]),
-        number(adapter["tpr_at_5pct_fpr"]),
-    ]
+    counts = [str(len(part.tasks)), str(part.count("n"))]
+    rates = [number(adapter["tpr_at_1pct_fpr"]), number(adapter["tpr_at_5pct_fpr"])]
+    if part.alone:
+        bounds = interval(base["auroc_headline_ci95"], signed=False)
+        return [*counts, number(base["performance"]), number(base["auroc"]), "-", bounds, *rates]
+    performance = f"{number(base['performance'])} -> {number(adapter['performance'])}"
+    auroc = f"{number(base['auroc'])} -> {number(adapter['auroc'])}"
+    gain = [number(uplift["auroc"], signed=True), interval(uplift["headline_ci95"])]
+    return [*counts, performance, auroc, *gain, *rates]
 
 
 def table(report: dict) -> str:
@@ -128,8 +133,9 @@ def verdict_line(report: dict) -> str:
     if part is None:
         return "inter-task generalization: not measured, the mixture has no new_domain split"
     bounds = interval(part["headline_ci95"], signed=False)
+    whose = "the base's" if report["adapter"] is None else "the adapter's"
     return (
-        f"inter-task generalization: the adapter's mean performance {part['mean']:.3f} {bounds} over "
+        f"inter-task generalization: {whose} mean performance {part['mean']:.3f} {bounds} over "
         f"{part['pairs']} new pairs, epsilon {part['epsilon']:g}: {'yes' if part['generalizes'] else 'no'} "
         f"(base {part['base_mean']:.3f}, chance {part['chance']:.3f})"
     )
@@ -153,16 +159,16 @@ def reading(report: dict) -> list[str]:
 
     Of report["training"] it reads, where they are there, "steps", "rows" (distinct training rows), "epochs"
     (passes over them) and "validation_loss", a list of [step, loss]."""
-    wholes = [Part(split, "", part["tasks"], part["mean"]) for split, part in report["splits"].items()]
-    lines = [comparison(part) for part in wholes]
+    splits = wholes(report)
+    lines = [comparison(part) for part in splits]
     for split, reason in report.get("not_measured", {}).items():
         lines.append(f"{split}: not measured, {reason}")
-    by_split = {part.split: part for part in wholes}
+    by_split = {part.split: part for part in splits}
     for split in ("new_domain", "same_prompt", "trained"):
         if split in by_split:
             lines += caught(by_split[split])
             break
-    lines += answering(wholes)
+    lines += answering(splits)
     return lines + training(report.get("training", {}), by_split.get("trained"))
 
 
@@ -170,6 +176,9 @@ def comparison(part: Part) -> str:
     name = f"{part.split} ({MEANING.get(part.split, 'more tasks')})"
     uplift = part.numbers["uplift"]
     bounds = uplift["headline_ci95"]
+    if part.alone:
+        base = part.numbers["base"]
+        return f"{name}: AUROC {number(base['auroc'])} {interval(base['auroc_headline_ci95'], False)}, no adapter"
     if bounds is None:
         return f"{name}: no AUROC to compare"
     finding = "no difference from its base is shown"
@@ -201,14 +210,15 @@ def caught(part: Part) -> list[str]:
         else:
             above = int(percent / 100 * part.negatives + 1e-9)
             behind = f"{above} of {part.negatives} negatives lie above it"
-            lines.append(f"{start} catches {adapter:.1%} of positives (its base {base:.1%}; {behind})")
+            compared = "" if part.alone else f"its base {base:.1%}; "
+            lines.append(f"{start} catches {adapter:.1%} of positives ({compared}{behind})")
     return lines
 
 
-def answering(wholes: list[Part]) -> list[str]:
+def answering(splits: list[Part]) -> list[str]:
     """Whether the model is about to answer with a label at all."""
     masses = {}
-    for part in wholes:
+    for part in splits:
         for task in part.tasks:
             if "label_mass" in task["adapter"]:
                 masses[task["task"]] = task["adapter"]["label_mass"]
