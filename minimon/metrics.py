@@ -301,10 +301,12 @@ def draw_transcripts(tasks, seed) -> list[np.ndarray]:
     names, cluster = np.unique(clusters, return_inverse=True)
     if not len(names):
         return [np.zeros((DRAWS, 0), np.float32) for _ in tasks]
-    evenly = np.full(len(names), 1 / len(names))
-    counts = np.random.default_rng(seed).multinomial(len(names), evenly, DRAWS)  # (D, clusters)
+    drawn = np.random.default_rng(seed).integers(len(names), size=(DRAWS, len(names)))
+    each_draw = len(names) * np.arange(DRAWS)[:, None]
+    counts = np.bincount((drawn + each_draw).ravel(), minlength=drawn.size)
+    counts = counts.reshape(drawn.shape).astype(np.float32)  # (D, clusters)
     ends = np.cumsum([len(task.labels) for task in tasks])
-    return np.split(counts.astype(np.float32)[:, cluster], ends[:-1], axis=1)
+    return np.split(counts[:, cluster], ends[:-1], axis=1)
 
 
 def drawn_performance(task, which, weights):

@@ -1,5 +1,6 @@
-"""What a run leaves to be read: report.json, the table, report.md, report.html, report.png; all of it made anew."""
+"""What a run leaves to be read: report.json, the table, report.md, .html, .png; all of it made anew."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -128,7 +129,6 @@ def test_the_roc_goes_through_the_points_of_the_metrics():
     for which in ("base", "adapter"):
         expected = [tpr_at_fpr(tasks[0].of(which)[:, 0], positives, rate) for rate in RATES]
         assert found[which] == expected and found[which] == sorted(found[which])
-    assert found["negatives"] == 1000
     assert curve([task("t", n=60)])["adapter"][:4] == [None] * 4  # 30 negatives hold no FPR of 1%
 
 
@@ -258,6 +258,19 @@ def test_the_split_for_a_trained_prompt_on_new_domains_is_read_and_outside_the_v
     assert reading(report)[0].startswith("same_prompt (new domains, a trained prompt): better than its base")
 
 
+def test_a_base_alone_is_shown_without_a_difference():
+    one = task("t", seed=1)
+    scores = {"new_domain": {"": [dataclasses.replace(one, adapter=one.base)]}}
+    report = build_report(scores, model="m", adapter=None, seed=0, epsilon=0.5, run={})
+    base = report["splits"]["new_domain"]["mean"]["base"]
+    line = table(report).splitlines()[2]
+    assert "->" not in line and f"{base['auroc']:.3f}" in line
+    assert reading(report)[0].startswith(
+        f"new_domain (new domains, new prompts): AUROC {base['auroc']:.3f} ["
+    )
+    assert "the base's mean" in verdict_line(report) and "its base" not in " ".join(reading(report))
+
+
 # ---- the pages
 
 
@@ -325,7 +338,8 @@ def test_the_page_holds_the_most_wrong_texts_of_each_task_folded(report):
     worst = [next(i for i in order[::-1] if one.labels[i] == 1), next(i for i in order if one.labels[i] == 0)]
     for i, kind in zip(worst, ("negative", "positive"), strict=True):
         base, adapter = one.base[i, 0], one.adapter[i, 0]
-        line = f"{kind}: P base {sigmoid(base):.3f} ({base:+.1f}), adapter {sigmoid(adapter):.3f} ({adapter:+.1f})"
+        line = f"{kind}: P base {sigmoid(base):.3f} ({base:+.1f}), "
+        line += f"adapter {sigmoid(adapter):.3f} ({adapter:+.1f})"
         assert f"<summary>{line}: <bdi>{one.clusters[i]}</bdi></summary>" in html
     long = page(report, {"trained": {"": [task("t", n=2, texts=["x" * 5000, "y"])]}})
     assert "[... 1000 more characters]" in long and "x" * 4001 not in long
@@ -341,7 +355,7 @@ def test_the_pages_are_made_anew_from_a_finished_run(tmp_path, report, capsys):
     after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert before["report.md"] == after["report.md"] and before.get("report.png") == after.get("report.png")
     html = after["report.html"].decode()
-    assert "named by their hashes, since the rows of the mixture cannot be read" in html
+    assert "shown by their hashes, since the mixture cannot be read" in html
     assert table(report) in capsys.readouterr().out
 
 
@@ -349,7 +363,8 @@ def test_texts_come_from_the_mixture_where_it_is_there(tmp_path, report):
     rows = [{"text": f"home-0 text {i}", "y": i % 2} for i in range(300)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "t.toml").write_text(
-        'name = "t"\ndomain = "home"\nprompt = "Is it? Answer Yes or No."\nrows = "rows.jsonl"\ntext = "text"\n'
+        'name = "t"\ndomain = "home"\nprompt = "Is it? Answer Yes or No."\nrows = "rows.jsonl"\n'
+        'text = "text"\n'
         'label = "y"\nlabels = { Yes = [0], No = [1] }\n'
     )
     (tmp_path / "m.toml").write_text(
@@ -360,7 +375,7 @@ def test_texts_come_from_the_mixture_where_it_is_there(tmp_path, report):
     (tmp_path / "settings.json").write_text(json.dumps({"mixture": str(tmp_path / "m.toml")}))
     write_again(tmp_path)
     html = (tmp_path / "report.html").read_text()
-    assert re.search(r"<pre>home-0 text \d+</pre>", html) and "texts are named by their hashes" in html
+    assert re.search(r"<pre>home-0 text \d+</pre>", html) and "texts are shown by their hashes" in html
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Scores -> report.json, report.md, report.html, report.png and scores.jsonl."""
 
 from minimon.report.data import build_report
+from minimon.report.leakage import near_duplicates
 from minimon.report.pages import write_pages, write_report
 from minimon.report.scores import read_scores, write_scores
 from minimon.report.text import attack_lines, reading, table, verdict_line
@@ -8,6 +9,7 @@ from minimon.report.text import attack_lines, reading, table, verdict_line
 __all__ = [
     "attack_lines",
     "build_report",
+    "near_duplicates",
     "read_scores",
     "reading",
     "table",

@@ -28,13 +28,13 @@ def main(directory: Path) -> None:
 
 
 def with_texts(scores: dict, directory: Path) -> tuple[dict, str]:
-    """The scores' hashes replaced by the texts that the run's mixture still has, and what to say of the others."""
+    """Hashes replaced by the texts that the mixture of the run still has, and what to say of the others."""
     try:
         mixture = load_mixture(shipped(read_json(directory / "settings.json")["mixture"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         return (
             scores,
-            f"Texts are named by their hashes, since the rows of the mixture cannot be read: {error}",
+            f"Texts are shown by their hashes, since the mixture cannot be read: {error}",
         )
     texts = {}
     for task in mixture.all_tasks():
@@ -46,7 +46,7 @@ def with_texts(scores: dict, directory: Path) -> tuple[dict, str]:
             task.clusters[:] = [texts.get(name, name) for name in task.clusters]
     return (
         scores,
-        f"{missing} texts are named by their hashes: the mixture has them no more" if missing else "",
+        f"{missing} texts are shown by their hashes: the mixture has them no more" if missing else "",
     )
 
 

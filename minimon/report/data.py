@@ -123,12 +123,12 @@ def verdict(tasks: list[Scores], mean: dict, epsilon: float) -> dict:
 
 
 def curve(tasks: list[Scores]) -> dict:
-    """TPR at each of the FPRs, rows pooled after ranking within their task; None below 1 / FPR negatives."""
-    found = {"fpr": list(RATES)}
+    """TPR at each of RATES, rows pooled after ranking within their task; None below 1 / FPR negatives."""
+    found = {}
     for which in SIDES:
         scores, positives = pooled(tasks, which)
         found[which] = [tpr_at_fpr(scores, positives, rate) for rate in RATES]
-    return {"positives": int(positives.sum()), "negatives": int((~positives).sum()), **found}
+    return found
 
 
 def reliability(tasks: list[Scores], which: str) -> dict:

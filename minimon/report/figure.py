@@ -1,8 +1,8 @@
-"""report.png: uplift of each split and group, ROC on a log FPR axis, reliability. Tasks one by one are in report.html."""
+"""report.png: uplift of each split and group, ROC on a log axis, reliability. Tasks are in report.html."""
 
 from pathlib import Path
 
-from minimon.report.data import SIDES
+from minimon.report.data import RATES, SIDES
 from minimon.report.text import parts
 
 STYLES = {"base": ":", "adapter": "-"}
@@ -46,9 +46,8 @@ def draw_roc(axes, splits, colors) -> None:
         for which in SIDES:
             label = split if which == "adapter" else None
             values = [float("nan") if rate is None else rate for rate in curve[which]]
-            axes.plot(curve["fpr"], values, STYLES[which], color=colors[split], linewidth=1.2, label=label)
-    rates = [rate for part in splits.values() for rate in part["curves"][""]["fpr"]]
-    axes.plot(sorted(rates), sorted(rates), color="0.8", linewidth=1, zorder=0)
+            axes.plot(RATES, values, STYLES[which], color=colors[split], linewidth=1.2, label=label)
+    axes.plot(RATES, RATES, color="0.8", linewidth=1, zorder=0)
     axes.set_xscale("log")
     axes.set_ylim(0, 1)
     axes.set_xlabel("FPR, log axis")

@@ -38,8 +38,7 @@ def text_hash(text: str) -> str:
 
 
 def read_scores(path) -> dict[str, dict[str, list[Scores]]]:
-    """What write_scores wrote, texts as their hashes. Raises ValueError naming the file, and the line of what is
-    no score."""
+    """What write_scores wrote, texts as their hashes. Raises ValueError naming the file and the line."""
     tasks = {}
     for number, line in read_jsonl(path):
         check_line(line, f"{path}:{number}")

@@ -6,10 +6,10 @@ from minimon.metrics import fewest_negatives
 from minimon.report.data import RATES, SIDES
 
 HEADER = ["split", "tasks", "pairs", "performance", "AUROC", "uplift", "95% interval", "TPR@1%", "TPR@5%"]
-LEGEND = (
-    "performance and AUROC: base -> adapter; uplift: of AUROC, its interval the wider of those over transcripts "
-    "and over tasks; TPR: the adapter's, at an FPR of 1% and 5%"
-)
+LEGEND = [
+    "performance, AUROC: base -> adapter; TPR: the adapter's, at an FPR of 1% and of 5%",
+    "uplift: of AUROC; its interval is the wider of one over transcripts and one over tasks",
+]
 MANY_PASSES = 20  # over the training rows
 LEAST_MASS = 0.5  # of the probability at the answer, that the labels have
 
@@ -21,6 +21,7 @@ class Part(NamedTuple):
     group: str  # "" for all of the split
     tasks: list[dict]
     numbers: dict  # base, adapter, uplift
+    alone: bool  # a base without an adapter
 
     @property
     def name(self) -> str:
@@ -37,14 +38,19 @@ class Part(NamedTuple):
 def parts(report: dict) -> list[Part]:
     """Each split and its groups; a split of a single group is that group."""
     found = []
-    for split, part in report["splits"].items():
-        names = {task["group"] for task in part["tasks"]}
-        if names == {""} or len(names) != 1:
-            found.append(Part(split, "", part["tasks"], part["mean"]))
-        for group, numbers in part["groups"].items():
-            tasks = [task for task in part["tasks"] if task["group"] == group]
-            found.append(Part(split, group, tasks, numbers))
+    for whole in wholes(report):
+        groups = report["splits"][whole.split]["groups"]
+        if {task["group"] for task in whole.tasks} != set(groups) or len(groups) > 1:
+            found.append(whole)
+        for group, numbers in groups.items():
+            tasks = [task for task in whole.tasks if task["group"] == group]
+            found.append(Part(whole.split, group, tasks, numbers, whole.alone))
     return found
+
+
+def wholes(report: dict) -> list[Part]:
+    alone = report["adapter"] is None
+    return [Part(split, "", part["tasks"], part["mean"], alone) for split, part in report["splits"].items()]
 
 
 # ---- the table and the verdict
@@ -64,16 +70,15 @@ def interval(bounds, signed=True) -> str:
 
 def cells(part: Part) -> list[str]:
     base, adapter, uplift = (part.numbers[key] for key in ("base", "adapter", "uplift"))
-    return [
-        str(len(part.tasks)),
-        str(part.count("n")),
-        f"{number(base['performance'])} -> {number(adapter['performance'])}",
-        f"{number(base['auroc'])} -> {number(adapter['auroc'])}",
-        number(uplift["auroc"], signed=True),
-        interval(uplift["headline_ci95"]),
-        number(adapter["tpr_at_1pct_fpr"]),
-        number(adapter["tpr_at_5pct_fpr"]),
-    ]
+    counts = [str(len(part.tasks)), str(part.count("n"))]
+    rates = [number(adapter["tpr_at_1pct_fpr"]), number(adapter["tpr_at_5pct_fpr"])]
+    if part.alone:
+        bounds = interval(base["auroc_headline_ci95"], signed=False)
+        return [*counts, number(base["performance"]), number(base["auroc"]), "-", bounds, *rates]
+    performance = f"{number(base['performance'])} -> {number(adapter['performance'])}"
+    auroc = f"{number(base['auroc'])} -> {number(adapter['auroc'])}"
+    gain = [number(uplift["auroc"], signed=True), interval(uplift["headline_ci95"])]
+    return [*counts, performance, auroc, *gain, *rates]
 
 
 def table(report: dict) -> str:
@@ -97,7 +102,7 @@ def table(report: dict) -> str:
 
 def notes(report: dict) -> list[str]:
     """What the numbers of the table do not say."""
-    lines = [LEGEND]
+    lines = [*LEGEND]
     chances = [f"{split} {number(part['mean']['chance'])}" for split, part in report["splits"].items()]
     lines.append(f"chance: performance {', '.join(chances)}; AUROC 0.500; TPR the FPR")
     undefined = []
@@ -127,10 +132,12 @@ def verdict_line(report: dict) -> str:
     part = report.get("inter_task")
     if part is None:
         return "inter-task generalization: not measured, the mixture has no new_domain split"
+    bounds = interval(part["headline_ci95"], signed=False)
+    whose = "the base's" if report["adapter"] is None else "the adapter's"
     return (
-        f"inter-task generalization: the adapter's mean performance {part['mean']:.3f} "
-        f"{interval(part['headline_ci95'], False)} over {part['pairs']} new pairs, epsilon {part['epsilon']:g}: "
-        f"{'yes' if part['generalizes'] else 'no'} (base {part['base_mean']:.3f}, chance {part['chance']:.3f})"
+        f"inter-task generalization: {whose} mean performance {part['mean']:.3f} {bounds} over "
+        f"{part['pairs']} new pairs, epsilon {part['epsilon']:g}: {'yes' if part['generalizes'] else 'no'} "
+        f"(base {part['base_mean']:.3f}, chance {part['chance']:.3f})"
     )
 
 
@@ -152,16 +159,16 @@ def reading(report: dict) -> list[str]:
 
     Of report["training"] it reads, where they are there, "steps", "rows" (distinct training rows), "epochs"
     (passes over them) and "validation_loss", a list of [step, loss]."""
-    wholes = [Part(split, "", part["tasks"], part["mean"]) for split, part in report["splits"].items()]
-    lines = [comparison(part) for part in wholes]
+    splits = wholes(report)
+    lines = [comparison(part) for part in splits]
     for split, reason in report.get("not_measured", {}).items():
         lines.append(f"{split}: not measured, {reason}")
-    by_split = {part.split: part for part in wholes}
+    by_split = {part.split: part for part in splits}
     for split in ("new_domain", "same_prompt", "trained"):
         if split in by_split:
             lines += caught(by_split[split])
             break
-    lines += answering(wholes)
+    lines += answering(splits)
     return lines + training(report.get("training", {}), by_split.get("trained"))
 
 
@@ -169,6 +176,9 @@ def comparison(part: Part) -> str:
     name = f"{part.split} ({MEANING.get(part.split, 'more tasks')})"
     uplift = part.numbers["uplift"]
     bounds = uplift["headline_ci95"]
+    if part.alone:
+        base = part.numbers["base"]
+        return f"{name}: AUROC {number(base['auroc'])} {interval(base['auroc_headline_ci95'], False)}, no adapter"
     if bounds is None:
         return f"{name}: no AUROC to compare"
     finding = "no difference from its base is shown"
@@ -176,7 +186,12 @@ def comparison(part: Part) -> str:
         finding = "better than its base"
     elif bounds[1] < 0:
         finding = "worse than its base"
-    over = f"over {len(part.tasks)} tasks" if uplift["ci95_tasks"] else "over the texts of these tasks alone"
+    over = "over the texts of these tasks alone"
+    if uplift["ci95_tasks"]:
+        criteria = {task["criterion"] or task["task"] for task in part.tasks}
+        over = f"over {len(part.tasks)} tasks"
+        if 1 < len(criteria) < len(part.tasks):
+            over += f" of {len(criteria)} criteria"
     line = f"{name}: {finding}, AUROC {number(uplift['auroc'], True)} {interval(bounds)} {over}"
     if part.split == "new_prompt" and bounds[1] < 0:
         line += "; it may go on answering the trained question: mix in instructions (--instruct joint)"
@@ -195,14 +210,15 @@ def caught(part: Part) -> list[str]:
         else:
             above = int(percent / 100 * part.negatives + 1e-9)
             behind = f"{above} of {part.negatives} negatives lie above it"
-            lines.append(f"{start} catches {adapter:.1%} of positives (its base {base:.1%}; {behind})")
+            compared = "" if part.alone else f"its base {base:.1%}; "
+            lines.append(f"{start} catches {adapter:.1%} of positives ({compared}{behind})")
     return lines
 
 
-def answering(wholes: list[Part]) -> list[str]:
+def answering(splits: list[Part]) -> list[str]:
     """Whether the model is about to answer with a label at all."""
     masses = {}
-    for part in wholes:
+    for part in splits:
         for task in part.tasks:
             if "label_mass" in task["adapter"]:
                 masses[task["task"]] = task["adapter"]["label_mass"]
@@ -215,9 +231,9 @@ def answering(wholes: list[Part]) -> list[str]:
             f"answers with the labels: they have {masses[least]:.0%} or more of the probability in each task"
         ]
     return [
-        f"warning: in {low} of {len(masses)} tasks the labels have less than half of the probability at the answer "
-        f"(least in {least}, {masses[least]:.1%}): the model is about to write something else. Let the prompt name "
-        "the label words, look at it with train.py --show TASK, and train longer, with --loss vocab"
+        f"warning: in {low} of {len(masses)} tasks the labels have less than half of the probability at the "
+        f"answer (least in {least}, {masses[least]:.1%}): it is about to write something else. Let the "
+        "prompt name the label words, see train.py --show TASK, and train longer, with --loss vocab"
     ]
 
 
@@ -232,19 +248,17 @@ def training(facts: dict, trained: Part | None) -> list[str]:
             lines = [f"warning: {passes}: it may know them by heart; take fewer --steps, or more rows"]
     if losses:
         best_step, best = min(losses, key=lambda point: point[1])
-        last_step, last = losses[-1]
+        first, last = losses[0][1], losses[-1][1]
         lines.append(
-            f"validation loss {losses[0][1]:.3f} at first, {best:.3f} at best (step {best_step}), {last:.3f} at last"
+            f"validation loss {first:.3f} at first, {best:.3f} at step {best_step}, {last:.3f} at last"
         )
         if last > 1.1 * best:
             lines.append(f"warning: worse after step {best_step}: take fewer --steps, or --stop-early")
-        elif best_step == last_step and len(losses) > 2 and last < 0.97 * losses[-2][1]:
+        elif len(losses) > 2 and last < 0.97 * losses[-2][1]:
             lines.append("validation loss was still falling: more --steps may help")
     auroc = trained.numbers["adapter"]["auroc"] if trained else None
     if auroc is not None and auroc < 0.6:
-        lines.append(
-            f"warning: AUROC {auroc:.3f} on its own tasks: not learned; more --steps, more rows or a higher --lr"
-        )
+        lines.append(f"warning: AUROC {auroc:.3f} on its own tasks: not learned; more --steps, rows or --lr")
     return lines
 
 
@@ -264,8 +278,8 @@ def markdown(report: dict) -> str:
     if "attacks" in report:
         rows = report["attacks"][0]["rows"]
         found.append(
-            f"## Attacks\n\nWritten into {rows} pairs of new_domain: the mean change of P(positive), AUROC where "
-            "all rows carry it, AUROC where the positives alone do."
+            f"## Attacks\n\nWritten into {rows} pairs of new_domain: the mean change of P(positive), AUROC "
+            "where all rows carry it, AUROC where the positives alone do."
         )
         found.append(attack_lines(report))
     return "\n\n".join(found) + "\n"
