@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from minimon.batch import common_prefix, make_batch, token_batches, training_order
+from minimon.batch import common_prefix, pack, token_batches, training_order
 from minimon.report.leakage import bare
 from minimon.tasks import SPLITS, Conversation, load_mixture, load_task, load_tasks, normal
 
@@ -205,21 +205,22 @@ def test_missing_files_are_refused_by_name(folder):
 def test_the_prefix_is_the_longest_common_one_with_a_token_left_for_each_row():
     assert common_prefix([[1, 2, 3, 4], [1, 2, 5], [1, 2, 3]]) == 2
     assert common_prefix([[1, 2], [1, 2, 3]]) == 1 and common_prefix([[1, 2, 3]]) == 2 and common_prefix([[1], [2]]) == 0
-    batch = make_batch([[1, 2, 3, 4], [1, 2, 5], [1, 2, 3]], [0, 1, 1])
-    assert batch.prefix.tolist() == [[1, 2]] and batch.suffix.tolist() == [[3, 4], [5, 0], [3, 0]] and batch.lengths.tolist() == [2, 1, 1]
+    packed = pack([[[1, 2, 3, 4], [1, 2, 5], [1, 2, 3]]])
+    assert packed.tokens.tolist() == [1, 2, 5, 3, 3, 4] and packed.order == [1, 2, 0]
 
 
 def test_batches_are_sorted_by_length_and_bounded_in_tokens():
     lengths = [5, 50, 7, 6, 90, 5, 30]
     batches = token_batches(lengths, 40)
     assert sorted(i for batch in batches for i in batch) == list(range(7))
-    assert all(len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= 40 for batch in batches)
+    assert all(len(batch) == 1 or sum(lengths[i] for i in batch) <= 40 for batch in batches)
     assert batches[0] == [0, 5, 3, 2] and [4] in batches
 
 
 def order_of(mixture, seed, steps, batch_size, group_size, conversations=(), fraction=0.0):
     rows = {task.name: mixture.train_rows(task, seed) for task in mixture.train}
-    return training_order(mixture, rows, list(conversations), seed, steps, batch_size, group_size, fraction)
+    sizes = {"steps": steps, "batch_size": batch_size, "group_size": group_size}
+    return training_order(mixture, rows, list(conversations), seed=seed, fraction=fraction, **sizes)
 
 
 def test_the_order_is_a_function_of_the_seed_with_the_batch_size_held(folder):
