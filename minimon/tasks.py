@@ -363,7 +363,9 @@ class Mixture:
     def new_prompts(self) -> list[str]:
         """Prompts of evaluation that nothing may be trained on."""
         trained = ("trained", "same_prompt")
-        return [task.prompt for split in self.splits if split not in trained for task in self.split_tasks(split)]
+        return [
+            task.prompt for split in self.splits if split not in trained for task in self.split_tasks(split)
+        ]
 
     def train_rows(self, task: Task, seed: int, cap: int | None = None) -> list[Row]:
         """At most `cap` rows, the mixture's if not given."""
@@ -379,7 +381,9 @@ class Mixture:
         return task.select("test", count, balance=self.balance, seed="eval")
 
     def restricted(self, splits: str | None = None, eval_rows: int | None = None, cap: int | None = None):
-        """What --splits (names with commas between), --eval-rows and --cap ask for. Raises ValueError."""
+        """What --splits (names with commas between), --eval-rows and --cap ask for. Raises ValueError.
+
+        A split with rows of its own keeps them where they are fewer."""
         names = splits.replace(" ", "").split(",") if splits else list(self.splits)
         unknown = [repr(name) for name in names if name not in self.splits]
         if unknown:
@@ -387,7 +391,10 @@ class Mixture:
             raise ValueError(f"--splits: expected {choice}; got {', '.join(unknown)}")
         options = {split: given for split, given in self.options.items() if split in names}
         if eval_rows is not None:
-            options = {split: replace(given, rows=eval_rows) for split, given in options.items()}
+            for split, given in options.items():
+                inherited = given.rows in (None, self.eval_rows)
+                rows = eval_rows if inherited else min(given.rows, eval_rows)
+                options[split] = replace(given, rows=rows)
         mixture = replace(
             self,
             splits={split: self.splits[split] for split in options},
