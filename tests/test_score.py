@@ -92,11 +92,11 @@ def test_each_row_has_a_line_with_its_id_in_order_whatever_the_chunks(run, folde
 
 
 def test_text_is_the_tasks_field_or_text_or_a_chat_and_ids_may_be_anything(run, folder, capsys, tmp_path):
-    (folder / "own.toml").write_text((folder / "t.toml").read_text().replace('text = "text"', 'text = "User: {a.b}"'))
+    (folder / "own.toml").write_text((folder / "t.toml").read_text().replace('text = "text"', 'text = "a.b"'))
     rows = [{"id": None, "a": {"b": "x"}, "text": "no"}, {"id": [1, "é"], "text": "x"}, {"messages": [{"role": "user", "content": "x"}]}]
     (folder / "mixed.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows[:2]) + "\n\n" + json.dumps(rows[2]), encoding="utf-8-sig")
     task = load_task(folder / "own.toml")
-    assert [item.text for item in inputs.read_items([str(folder / "mixed.jsonl")], task)] == ["User: x", "x", "[user]\nx"]
+    assert [item.text for item in inputs.read_items([str(folder / "mixed.jsonl")], task)] == ["x", "x", "[user]\nx"]
     assert [line["id"] for line in scored(run, folder, capsys, "mixed.jsonl", task=str(folder / "own.toml"))] == [None, [1, "é"], 4]
 
 
