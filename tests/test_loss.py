@@ -93,6 +93,20 @@ def test_wrong_shapes_and_targets_are_refused(change):
         vocab_token_loss(*change(*tensors(torch.float32)))
 
 
+def test_on_cuda_no_value_is_waited_for():
+    """Fake tensors raise where Python asks for a value of theirs."""
+    from types import SimpleNamespace
+
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    saved = []
+    ctx = SimpleNamespace(needs_input_grad=(True,), save_for_backward=saved.append)
+    with FakeTensorMode(), torch.device("cuda"):
+        targets = torch.zeros(B, dtype=torch.long)
+        loss = module.OneTokenLoss.forward(ctx, torch.empty(B, C), torch.empty(V, C), targets, 1.0)
+    assert loss.device.type == saved[0].device.type == "cuda" and saved[0].shape == (B, C)
+
+
 def test_no_logits_of_the_whole_vocabulary_outlive_a_chunk(monkeypatch):
     """The largest tensor alive during the loss is a chunk of the head, whatever V is."""
     from torch.utils._python_dispatch import TorchDispatchMode
