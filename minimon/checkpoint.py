@@ -1,4 +1,4 @@
-"""A checkpoint directory or hub id -> Decoder, strictly: every tensor expected is there, in shape, and no other. And back."""
+"""A checkpoint directory or hub id -> Decoder, strictly: every tensor expected and no other. And back."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import torch
 
 from minimon.files import open_tensors, read_json, resolve, write_json, write_tensors
 from minimon.hf.families import WRAPPERS, read_config, text_decoder
-from minimon.model import Decoder, ModelConfig
+from minimon.model import Decoder
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 WIDE = 512  # hidden_size from which products in bf16 take less time than casts to it
@@ -32,7 +32,7 @@ class Stored(NamedTuple):
 def load_model(path_or_hub_id, *, dtype: torch.dtype | None = None, device="cpu") -> Decoder:
     """Decoder with frozen weights in eval mode. dtype: None for `default_dtype`.
 
-    Raises FileNotFoundError or ValueError in one line naming the file, the tensor, what was expected and what was found."""
+    Raises FileNotFoundError or ValueError in one line naming file and tensor, what was expected and got."""
     directory = resolve(path_or_hub_id)
     config = read_config(directory)
     with torch.device("meta"):
@@ -61,27 +61,27 @@ def load_model(path_or_hub_id, *, dtype: torch.dtype | None = None, device="cpu"
 
 
 def default_dtype(path_or_hub_id, device="cpu") -> torch.dtype:
-    """The dtype for a checkpoint on the device that will run it, which may not be the one that it is loaded on.
+    """The dtype for a checkpoint on the device that will run it, whichever it is loaded on.
 
-    bf16 on CUDA; on a CPU bf16 where it multiplies that fast and the weights are wide and of 16 bits; fp32 elsewhere."""
+    bf16 on CUDA, and on a CPU that multiplies it fast if weights are wide and of 16 bits; fp32 elsewhere."""
     directory = resolve(path_or_hub_id)
     return choose_dtype(read_config(directory), find_tensors(directory, set()), device)
 
 
-def choose_dtype(config: ModelConfig, stored: dict[str, Stored], device) -> torch.dtype:
+def choose_dtype(config, stored, device):
     kind = torch.device(device).type
     of_16_bits = {tensor.dtype for tensor in stored.values()} <= {"F16", "BF16"}
     fast = kind == "cpu" and of_16_bits and config.hidden_size >= WIDE and cpu_multiplies_bf16()
     return torch.bfloat16 if kind == "cuda" or fast else torch.float32
 
 
-def cpu_multiplies_bf16() -> bool:
+def cpu_multiplies_bf16():
     """By AVX512-BF16 or AMX. A PyTorch that cannot say so counts as one without."""
     names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
-def leave_one(stored: dict[str, Stored]) -> None:
+def leave_one(stored):
     """Of a tied checkpoint's embedding and head the embedding, where one is missing or both are equal.
 
     Two that differ stay two, as in transformers."""
@@ -96,7 +96,7 @@ def leave_one(stored: dict[str, Stored]) -> None:
             stored[HEAD] = head
 
 
-def find_tensors(directory: Path, names: set[str]) -> dict[str, Stored]:
+def find_tensors(directory, names):
     """Every tensor by its name in the model, over the single file or the index's shards."""
     single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
     weight_map = {} if single.is_file() else read_index(index)
@@ -119,13 +119,13 @@ def find_tensors(directory: Path, names: set[str]) -> dict[str, Stored]:
     return stored
 
 
-def list_tensors(path: Path) -> list[Stored]:
+def list_tensors(path):
     with open_tensors(path) as file:
         slices = [(key, file.get_slice(key)) for key in file.keys()]
         return [Stored(path, key, tuple(part.get_shape()), part.get_dtype()) for key, part in slices]
 
 
-def read_index(path: Path) -> dict[str, str]:
+def read_index(path):
     """Tensor name in the files -> shard, which is a plain file name beside the index."""
     if not path.is_file():
         expected = f"{path.parent}: expected model.safetensors or {path.name}, found neither"
@@ -143,16 +143,16 @@ def read_index(path: Path) -> dict[str, str]:
     return weight_map
 
 
-def canonical(key: str, names: set[str]) -> str:
-    """Names of multimodal wrappers and of base models saved without a head -> those of a causal language model."""
+def canonical(key, names):
+    """The name in a causal language model, of one in a multimodal wrapper or a base model without a head."""
     if "language_model." in key:
         inner = re.sub(r"^(model\.)?language_model\.(model\.)?", "", key)
         return inner if inner.startswith("lm_head") else f"model.{inner}"
     return f"model.{key}" if key not in names and f"model.{key}" in names else key
 
 
-def check_tensors(stored: dict[str, Stored], expected: dict[str, tuple], what: str) -> None:
-    """Every difference between the tensors that there are and the shapes asked for, gathered into one line."""
+def check_tensors(stored, expected, what):
+    """Gathers every difference between the tensors found and the shapes expected into one line."""
     missing = sorted(set(expected) - set(stored))
     problems = [f"missing tensor {name} {expected[name]}" for name in missing]
     for name, tensor in sorted(stored.items()):
@@ -167,9 +167,11 @@ def check_tensors(stored: dict[str, Stored], expected: dict[str, tuple], what: s
 
 
 def save_model(model: Decoder, directory, like) -> None:
-    """A plain checkpoint that transformers loads: the weights, and the other files of the checkpoint directory `like`.
+    """A plain checkpoint that transformers loads: the weights, and the other files of the checkpoint
+    directory `like`.
 
-    config.json takes the weights' dtype; of a multimodal wrapper it keeps the text decoder, whose weights these are."""
+    config.json takes the weights' dtype; of a multimodal wrapper it keeps the text decoder, whose weights
+    these are."""
     directory, like = Path(directory), resolve(like)
     directory.mkdir(parents=True, exist_ok=True)
     if like.resolve() != directory.resolve():
@@ -185,7 +187,7 @@ def save_model(model: Decoder, directory, like) -> None:
     write_tensors(directory / "model.safetensors", tensors)
 
 
-def copy_others(source: Path, directory: Path) -> None:
+def copy_others(source, directory):
     """The tokenizer and the like: what is neither weights nor config.json."""
     for path in source.iterdir():
         ours = path.name.startswith(("model.safetensors", "config.json"))

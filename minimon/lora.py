@@ -19,7 +19,7 @@ from minimon.ops import LoRAProduct
 
 @dataclass
 class LoRAConfig:
-    """Settings of an adapter, named as in adapter_config.json. *_pattern: {regex: value} where modules differ."""
+    """Of an adapter, named as in adapter_config.json. *_pattern: {regex: value} where modules differ."""
 
     r: int = 8
     lora_alpha: float = 16
@@ -46,19 +46,19 @@ class LoRAConfig:
             expected = "expected a list for target_modules with it"
             raise ValueError(f"layers_to_transform: {expected}, got {targets!r}")
 
-    def rank(self, path: str) -> int:
+    def rank(self, path):
         """Of the module at `path`."""
         return first_match(self.rank_pattern, path, self.r)
 
-    def scaling(self, path: str) -> float:
-        """lora_alpha / r of the module at `path`, or lora_alpha / sqrt(r) with rslora (Kalajdzievski, 2023)."""
+    def scaling(self, path):
+        """lora_alpha / r of the module at `path`; with rslora (Kalajdzievski, 2023) lora_alpha / sqrt(r)."""
         r = self.rank(path)
         return first_match(self.alpha_pattern, path, self.lora_alpha) / (
             math.sqrt(r) if self.use_rslora else r
         )
 
 
-def first_match(patterns: dict, path: str, default):
+def first_match(patterns, path, default):
     for pattern, value in patterns.items():
         if re.fullmatch(rf"(.*\.)?({pattern})", path):
             return value
@@ -112,10 +112,11 @@ def add_lora(
     return wrap(model, config)
 
 
-def wrap(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
+def wrap(model, config):
     if lora_layers(model):
         raise ValueError(
-            "expected a model without an adapter, got one that has one; merge_lora it first or load the base again"
+            "expected a model without an adapter, got one that has one; "
+            "merge_lora it first or load the base again"
         )
     paths = [path for path in linear_paths(model) if targeted(peft_path(model, path), config)]
     if not paths:
@@ -130,19 +131,19 @@ def wrap(model: nn.Module, config: LoRAConfig) -> LoRAConfig:
     return config
 
 
-def replace(model: nn.Module, path: str, module: nn.Module) -> None:
+def replace(model, path, module):
     parent, name = path.rsplit(".", 1)
     setattr(model.get_submodule(parent), name, module)
 
 
-def linear_paths(model: nn.Module) -> list[str]:
+def linear_paths(model):
     """Of every linear but the head."""
     modules = model.named_modules()
     return [path for path, module in modules if isinstance(module, nn.Linear) and path != "lm_head"]
 
 
-def targeted(path: str, config: LoRAConfig) -> bool:
-    """PEFT's rules: exclude_modules win; a whole path is meant as it is; a name holds in the layers asked for."""
+def targeted(path, config):
+    """PEFT's rules: exclude_modules win; a whole path holds as it is; a name in the layers asked for."""
     targets, layers = config.target_modules, config.layers_to_transform
     if not matches(path, targets) or matches(path, config.exclude_modules or []):
         return False
@@ -153,13 +154,13 @@ def targeted(path: str, config: LoRAConfig) -> bool:
     )
 
 
-def matches(path: str, targets: list[str] | str | None) -> bool:
+def matches(path, targets):
     if isinstance(targets, str):
         return targets.lower() == "all-linear" or re.fullmatch(targets, path) is not None
     return any(path == target or path.endswith(f".{target}") for target in targets or ())
 
 
-def layer_index(path: str, patterns: list[str] | str) -> int | None:
+def layer_index(path, patterns):
     """The number after the first pattern that the path holds."""
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         match = re.match(rf"(?:.*?\.)?{pattern}\.(?P<index>\d+)\.", path)
@@ -168,11 +169,11 @@ def layer_index(path: str, patterns: list[str] | str) -> int | None:
     return None
 
 
-def last_name(path: str) -> str:
+def last_name(path):
     return path.rsplit(".", 1)[-1]
 
 
-def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
+def lora_layers(model):
     return {path: module for path, module in model.named_modules() if isinstance(module, LoRALinear)}
 
 
@@ -183,25 +184,26 @@ def enable_lora(model: nn.Module, enabled: bool) -> None:
 
 
 def merge_lora(model: nn.Module) -> nn.Module:
-    """W + scaling B A into every wrapped linear, in fp32 and cast once; the wrappers go. Returns the model."""
+    """W + scaling B A in every wrapped linear, in fp32 and cast once; unwraps them. Returns the model."""
     for path, layer in lora_layers(model).items():
         replace(model, path, layer.merged())
     model.lora_config = None
     return model
 
 
-# ---- PEFT's files: adapter_config.json and adapter_model.safetensors ------------------------------------------
+# ---- PEFT's files: adapter_config.json and adapter_model.safetensors ---------------------------------------
 
 PREFIX = "base_model.model."  # of tensor names; then comes the module's path in transformers' model
 USED = tuple(setting.name for setting in fields(LoRAConfig))
-INERT = """peft_type peft_version task_type auto_mapping base_model_name_or_path revision inference_mode lora_dropout
-    init_lora_weights loftq_config eva_config corda_config lora_ga_config megatron_config megatron_core qalora_group_size
-    ensure_weight_tying runtime_config""".split()  # keys that leave the arithmetic of a trained adapter alone
+# keys of adapter_config.json that leave the arithmetic of a trained adapter alone
+INERT = """auto_mapping base_model_name_or_path corda_config ensure_weight_tying eva_config inference_mode
+    init_lora_weights loftq_config lora_dropout lora_ga_config megatron_config megatron_core peft_type
+    peft_version qalora_group_size revision runtime_config task_type""".split()
 OFF = (None, False, "none", [], {})  # any other key must have one of these values
 PLAIN_INITS = (True, False, None, "gaussian")  # others change the base weights as well
 
 
-def peft_path(model: nn.Module, path: str) -> str:
+def peft_path(model, path):
     """The module's path in transformers' model: the same, but inside a multimodal wrapper."""
     wrapped = getattr(getattr(model, "config", None), "wrapped", False)
     return path.replace("model.", "model.language_model.", 1) if wrapped else path
@@ -218,9 +220,11 @@ def adapter_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def save_adapter(model: nn.Module, directory, base: str | None = None) -> None:
-    """adapter_config.json and adapter_model.safetensors, as PEFT and vLLM read them. `base`: what the adapter belongs to.
+    """adapter_config.json and adapter_model.safetensors, as PEFT and vLLM read them. `base`: what the adapter
+    belongs to.
 
-    vLLM reads one r and one lora_alpha for all modules, and passes over rank_pattern and alpha_pattern without a word."""
+    vLLM reads one r and one lora_alpha for all modules, and passes over rank_pattern and alpha_pattern
+    without a word."""
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     config = {**asdict(model.lora_config), **portable_targets(model)}
@@ -233,7 +237,7 @@ def save_adapter(model: nn.Module, directory, base: str | None = None) -> None:
     write_tensors(directory / "adapter_model.safetensors", adapter_tensors(model))
 
 
-def portable_targets(model: nn.Module) -> dict:
+def portable_targets(model):
     """Which modules are wrapped, in keys of adapter_config.json that mean the same to every reader."""
     config, paths = model.lora_config, sorted(lora_layers(model))
     in_peft = [peft_path(model, path) for path in paths]
@@ -249,10 +253,11 @@ def portable_targets(model: nn.Module) -> dict:
 
 
 def load_adapter(model: nn.Module, directory) -> LoRAConfig:
-    """Wrap `model` as adapter_config.json says and load the weights; PEFT's adapters too. The tensors must be exactly
-    those expected.
+    """Wrap `model` as adapter_config.json says and load the weights; PEFT's adapters too. The tensors must be
+    exactly those expected.
 
-    Raises FileNotFoundError or ValueError in one line; the model may then be half wrapped and is to be dropped."""
+    Raises FileNotFoundError or ValueError in one line; the model may then be half wrapped and is to be
+    dropped."""
     path, weights = Path(directory) / "adapter_config.json", Path(directory) / "adapter_model.safetensors"
     if not path.is_file():
         raise FileNotFoundError(
@@ -281,7 +286,7 @@ def load_adapter(model: nn.Module, directory) -> LoRAConfig:
     return config
 
 
-def refuse_options(raw: dict, path: Path) -> None:
+def refuse_options(raw, path):
     if raw.get("peft_type") != "LORA":
         raise ValueError(f"{path}: expected peft_type 'LORA', got {raw.get('peft_type')!r}")
     active = {key: "" for key, value in raw.items() if key not in (*INERT, *USED) and value not in OFF}

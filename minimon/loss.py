@@ -1,6 +1,6 @@
 """One-token losses. The logits of a batch are never formed: one pass over the head gives loss and gradient.
 
-B rows, C hidden_size, V vocabulary, N labels. With z_i = W h_i (times `scale`, where a family scales its logits):
+B rows, C hidden_size, V vocabulary, N labels. With z_i = W h_i (times `scale`, where logits are scaled):
 
     L = (1/B) sum_i (log sum_v exp z_iv - z_iy)          dL/dh_i = (1/B) (softmax(z_i) W - W[y_i])
 
@@ -10,55 +10,53 @@ the cross-entropy over the whole vocabulary or over the label rows of W alone. W
 import torch
 from torch import Tensor
 
-CHUNK = 8192                                   # rows of the head in fp32 at a time
+CHUNK = 8192  # rows of the head in fp32 at a time
 
 
 def vocab_token_loss(hidden: Tensor, weight: Tensor, targets: Tensor, *, scale: float = 1.0) -> Tensor:
-    """hidden (B, C), head weight (V, C), targets (B,) token ids -> mean loss () in fp32. What SFT on a one-token answer minimises."""
+    """hidden (B, C), head weight (V, C), targets (B,) token ids -> mean loss () in fp32.
+
+    What SFT on a one-token answer minimises."""
     return OneTokenLoss.apply(hidden, weight, targets, scale)
 
 
-def label_token_loss(hidden: Tensor, weight: Tensor, label_ids, targets: Tensor, *, scale: float = 1.0) -> Tensor:
-    """The same over the label tokens alone: label_ids (N,) token ids, targets (B,) indices into them -> mean loss () in fp32."""
+def label_token_loss(hidden: Tensor, weight: Tensor, label_ids, targets: Tensor, *, scale: float = 1.0):
+    """The same over the label tokens alone: label_ids (N,) token ids, targets (B,) indices into them."""
     label_ids = torch.as_tensor(label_ids, device=weight.device)
     return OneTokenLoss.apply(hidden, weight[label_ids], targets, scale)
 
 
 def response_loss(hidden: Tensor, weight: Tensor, targets: Tensor, *, scale: float = 1.0) -> Tensor:
-    """hidden (n, C) at the positions before each token of the responses, targets (n,) those tokens -> mean loss () over tokens."""
+    """hidden (n, C) at the positions before the responses' tokens, targets (n,) these -> mean loss ()."""
     return vocab_token_loss(hidden, weight, targets, scale=scale)
 
 
 class OneTokenLoss(torch.autograd.Function):
-    """Walks the head once in chunks with a running maximum, as in online softmax (Milakov and Gimelshein, 2018)."""
+    """Walks the head once in chunks with a running maximum: online softmax (Milakov and Gimelshein, 2018)."""
 
     @staticmethod
     def forward(ctx, hidden, weight, targets, scale):
-        if weight.requires_grad:
-            raise ValueError("expected a frozen head, got a weight that requires a gradient; call weight.requires_grad_(False)")
-        if targets.shape != hidden.shape[:1] or weight.shape[1:] != hidden.shape[1:]:
-            raise ValueError(f"expected hidden (B, C), weight (V, C), targets (B,); got {tuple(hidden.shape)}, "
-                             f"{tuple(weight.shape)}, {tuple(targets.shape)}")
-        if len(targets) and not 0 <= int(targets.min()) <= int(targets.max()) < len(weight):
-            raise ValueError(f"expected targets from 0 to {len(weight) - 1}, got {int(targets.min())} to {int(targets.max())}")
-        h = hidden.detach().float() * scale                                            # (B, C)
-        maximum = h.new_full((len(h),), float("-inf"))                                 # (B,) running maximum of z
-        total = torch.zeros_like(maximum)                                              # (B,) sum of exp(z - maximum)
-        mean_row = torch.zeros_like(h) if ctx.needs_input_grad[0] else None            # (B, C) sum of exp(z - maximum) W
+        check(hidden, weight, targets)
+        h = hidden.detach().float() * scale  # (B, C)
+        maximum = h.new_full((len(h),), float("-inf"))  # (B,) running maximum of z
+        total = torch.zeros_like(maximum)  # (B,) sum of exp(z - maximum)
+        weighted = (
+            torch.zeros_like(h) if ctx.needs_input_grad[0] else None
+        )  # (B, C) sum of exp(z - maximum) W
         for rows in weight.split(CHUNK):
-            rows = rows.float()                                                        # (chunk, C)
-            z = h @ rows.T                                                             # (B, chunk)
+            rows = rows.float()  # (chunk, C)
+            z = h @ rows.T  # (B, chunk)
             highest = torch.maximum(maximum, z.amax(dim=1))
             z = z.sub_(highest[:, None]).exp_()
             shrink = (maximum - highest).exp_()
             total = total * shrink + z.sum(dim=1)
-            if mean_row is not None:
-                mean_row = torch.addmm(mean_row * shrink[:, None], z, rows)
+            if weighted is not None:
+                weighted = torch.addmm(weighted * shrink[:, None], z, rows)
             maximum = highest
-        answer = weight[targets].float()                                               # (B, C)
-        losses = maximum + total.log() - (h * answer).sum(dim=1)                       # (B,)
-        if mean_row is not None:
-            ctx.save_for_backward((mean_row / total[:, None] - answer) * (scale / len(h)))
+        answer = weight[targets].float()  # (B, C)
+        losses = maximum + total.log() - (h * answer).sum(dim=1)  # (B,)
+        if weighted is not None:
+            ctx.save_for_backward((weighted / total[:, None] - answer) * (scale / len(h)))
             ctx.dtype = hidden.dtype
         return losses.mean()
 
@@ -66,3 +64,18 @@ class OneTokenLoss(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
         return (ctx.saved_tensors[0] * grad).to(ctx.dtype), None, None, None
+
+
+def check(hidden, weight, targets):
+    if weight.requires_grad:
+        raise ValueError(
+            "expected a frozen head, got a weight that requires a gradient; call weight.requires_grad_(False)"
+        )
+    if targets.shape != hidden.shape[:1] or weight.shape[1:] != hidden.shape[1:]:
+        shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (hidden, weight, targets))
+        raise ValueError(f"expected hidden (B, C), weight (V, C), targets (B,); got {shapes}")
+    if targets.device.type != "cpu" or not len(targets):
+        return  # a device checks an index itself; to look here would be to wait for it
+    low, high = int(targets.min()), int(targets.max())
+    if not 0 <= low <= high < len(weight):
+        raise ValueError(f"expected targets from 0 to {len(weight) - 1}, got {low} to {high}")

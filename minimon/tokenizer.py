@@ -1,8 +1,8 @@
-"""Chat messages -> token ids up to the first token of the answer. Control tokens come from the template, never from a message:
-hf/control.py says how.
+"""Chat messages -> token ids up to the first token of the answer. Control tokens come from the template,
+never from a message: hf/control.py says how.
 
-A model thinks before it answers by a *token* where its template closes a thought with the control token </think>, else by
-*words*: the prompt asks for reasoning and then a line "Answer: X". Both go alike:
+A model thinks before it answers by a *token* where its template closes a thought with the control token
+</think>, else by *words*: the prompt asks for reasoning and then a line "Answer: X". Both go alike:
 
     prompt = chat([... task prompt + think_request ...], thinking=True)
     thought, stop = what the model writes up to one of thought_stops, or to the limit
@@ -15,7 +15,6 @@ import re
 from contextlib import suppress
 from datetime import datetime
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
 from tokenizers import Tokenizer as FastTokenizer
@@ -25,12 +24,14 @@ from minimon.hf.control import MARK, NONCE_END, ControlStrings, check_sizes
 from minimon.hf.templates import compile_template, eos_ids, find_template, one_line, special_tokens
 
 ROLES, FIELDS = ("system", "user", "assistant", "tool"), ("content", "name", "reasoning_content")
+USUAL = ("Yes", "No", "A", "B", "1", "0")  # labels
 ASK = [{"role": "user", "content": "x"}]
 BY_TOKEN, BY_WORDS = "</think>\n\n", "\nAnswer:"  # what stands between a thought and the answer
 ANSWER_LINE = re.compile(r"^[*_#> ]*answer[*_ ]*:", re.IGNORECASE | re.MULTILINE)
 THINK_REQUEST = """
 
-Before you answer, reason about it in a few sentences. Then end with one more line of this form, in which X is your answer:
+Before you answer, reason about it in a few sentences. Then end with one more line of this form,
+in which X is your answer:
 Answer: X"""
 
 
@@ -40,14 +41,15 @@ class ClosedThought(NamedTuple):
 
 
 def load_tokenizer(path_or_hub_id, *, date: str | None = None) -> "Tokenizer":
-    """tokenizer.json and the chat template of a checkpoint. date: ISO, the day that a template may write; None for today.
+    """tokenizer.json and the chat template of a checkpoint. date: ISO, None for today; some write it.
 
     Raises FileNotFoundError or ValueError in one line naming the file."""
     directory = resolve(path_or_hub_id, ("*.json", "*.jinja"))
     path = directory / "tokenizer.json"
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path}: expected a tokenizer there, found none; only this format is read, save_pretrained writes it"
+            f"{path}: expected a tokenizer there, found none; "
+            "only this format is read, save_pretrained writes it"
         )
     try:
         day = datetime.fromisoformat(date) if date else datetime.now()
@@ -57,11 +59,11 @@ def load_tokenizer(path_or_hub_id, *, date: str | None = None) -> "Tokenizer":
 
 
 class Tokenizer:
-    """control: text -> id of every control token. eos: the tokenizer's own end token, or None. stop_ids: ids that end a turn.
+    """control: text -> id of every control token. eos: the tokenizer's own end token, or None.
+    stop_ids: ids that end a turn. think_end: the id that closes a thought, None if the model thinks by words.
+    think_request: what such a model's prompt adds, else ""."""
 
-    think_end: the id that closes a thought, None where a model thinks by words. think_request: what the prompt then adds."""
-
-    def __init__(self, directory: Path, date: datetime):
+    def __init__(self, directory, date):
         self.path = directory / "tokenizer.json"
         self.plain, self.encoder, self.strings, unknown = read_tokenizer(self.path)
         self.control = self.strings.ids
@@ -78,9 +80,7 @@ class Tokenizer:
         with suppress(ValueError):  # the template may refuse a system turn, or leave it out
             turns = [{"role": "system", "content": MARK}, everything]
             self.has_system = MARK in self.render(turns, True, False)
-        self.chat(
-            [everything]
-        )  # refuse here what can never work, as a normalizer that leaves of a nonce its digits
+        self.chat([everything])  # refuses what can never work, as a normalizer that drops parts of a nonce
         self.stop_ids = eos_ids(directory) or {self.plain.token_to_id(self.eos or "")} - {None}
         with suppress(ValueError):  # a template may be for prompts alone
             _, _, after = self.turn([everything], False)
@@ -88,11 +88,11 @@ class Tokenizer:
         self.max_tokens = self.max_positions = None
 
     def chat(self, messages: list[dict], *, thinking: bool = False):
-        """[{"role", "content"}] -> ids with the generation prompt, up to the answer; or up to the thought before it.
+        """[{"role", "content"}] -> ids with the generation prompt, up to the answer or the thought before it.
 
-        A conversation that ends with an assistant turn gives (ids, (start, stop)): ids[:start] is chat(messages[:-1]), and
-        ids[start:stop] is the turn and what ends it. Raises ValueError for what is no message and for what the template
-        refuses."""
+        A conversation that ends with an assistant turn gives (ids, (start, stop)): ids[:start] is
+        chat(messages[:-1]), and ids[start:stop] is the turn and what ends it. Raises ValueError for what is
+        no message and for what the template refuses."""
         messages, thinking = self.hold_back(messages), thinking and self.think_end is not None
         if messages[-1]["role"] != "assistant":
             return self.encode(self.prompt(messages, thinking))
@@ -105,13 +105,13 @@ class Tokenizer:
         else:  # the template writes a past turn otherwise: here as it would be generated
             _, _, after = self.turn(before, thinking)
             rest = answer["content"] + after
-            if is_open(prompt):
+            if self.opens_thought(prompt):
                 rest = f"{answer.get('reasoning_content', '')}\n{BY_TOKEN}{rest}"
         ids, rest_ids = self.encode(prompt), self.follow(prompt, rest)
         return ids + rest_ids, (len(ids), len(ids) + len(rest_ids))
 
     def label_ids(self, labels: list[str], *, thinking: bool = False) -> list[int]:
-        """Token id of each label where the answer begins: after the generation prompt, or after a closed thought.
+        """Token id of each label where the answer begins: after the generation prompt, or a closed thought.
 
         Raises ValueError for a label that is not one token there, and for two that are the same one."""
         by_words = self.think_end is None
@@ -127,25 +127,22 @@ class Tokenizer:
         if thinking:
             prompt, lead = prompt + self.closing, " " if by_words else ""
         elif lead and all(spell(label, lead)[1:] == spell(label, "") for label in labels):
-            lead = (
-                ""  # a token of its own before the label, as where the tokenizer puts a space there as well
-            )
+            lead = ""  # a token of its own before the label: the tokenizer puts a space there as well
         ids = [one_token(label) for label in labels]
-        for i, (label, token) in enumerate(zip(labels, ids)):
+        for i, label in enumerate(labels):
+            token = ids[i]
             if token is None:
                 words = [label.capitalize(), label.lower(), label.upper(), *label.split()[:1]]
-                words = [
-                    word for word in [*words, "Yes", "No", "A", "B", "1", "0"] if word and word not in labels
-                ]
-                options = [word for word in dict.fromkeys(words) if one_token(word) is not None]
+                others = [word for word in dict.fromkeys([*words, *USUAL]) if word and word not in labels]
+                options = [word for word in others if one_token(word) is not None]
                 raise ValueError(
-                    f"label {label!r}: expected a word that is one token at the answer position, got one that is not; "
-                    f"one token there: {', '.join(options) or 'none of those tried'}"
+                    f"label {label!r}: expected a word that is one token at the answer position, "
+                    f"got one that is not; one token there: {', '.join(options) or 'none of those tried'}"
                 )
             if token in ids[:i]:
                 raise ValueError(
-                    f"labels {labels[ids.index(token)]!r} and {label!r}: expected a token of its own for each, "
-                    f"got {token} for both; choose another word for one"
+                    f"labels {labels[ids.index(token)]!r} and {label!r}: expected a token of its own "
+                    f"for each, got {token} for both; choose another word for one"
                 )
         return ids
 
@@ -160,7 +157,7 @@ class Tokenizer:
         return self.follow(self.prompt(ASK, self.think_end is not None), self.closing)
 
     def close(self, thought: list[int], stop: int | None) -> ClosedThought:
-        """thought: ids as generated; stop: the id that ended them, None where they were cut -> ids up to the answer.
+        """thought: ids as generated; stop: the id that ended them, if one did -> ids up to the answer.
 
         By words, what was written from the line "Answer: X" on is replaced by that line up to X."""
         if self.think_end is not None:
@@ -178,8 +175,8 @@ class Tokenizer:
     def decode(self, ids: list[int]) -> str:
         return self.plain.decode(list(ids), skip_special_tokens=False)
 
-    def hold_back(self, messages: list[dict]) -> list[dict]:
-        """Messages as the template may see them. Where it has no system role, the instruction opens the first user turn."""
+    def hold_back(self, messages):
+        """Messages for the template. Where it takes no system role, the prompt opens the first user turn."""
         if not messages:
             raise ValueError("messages: expected at least one {role, content}, got none")
         messages = [check_message(i, message) for i, message in enumerate(messages, 1)]
@@ -191,7 +188,7 @@ class Tokenizer:
         hold = self.strings.hold
         return [{key: text if key == "role" else hold(text) for key, text in m.items()} for m in messages]
 
-    def render(self, messages, generation_prompt: bool, thinking: bool) -> str:
+    def render(self, messages, generation_prompt, thinking):
         try:
             return self.template.render(
                 messages=messages,
@@ -206,58 +203,56 @@ class Tokenizer:
                 f"{self.where}: the chat template refuses these messages: {one_line(error)}"
             ) from error
 
-    def prompt(self, messages, thinking: bool) -> str:
-        """Up to the answer, or to the thought. One that the template opens though no thought is asked for is closed empty."""
+    def prompt(self, messages, thinking):
+        """Up to the answer or thought. A thought that the template opens unasked is closed empty."""
         text = self.render(messages, True, thinking)
-        if not thinking and "<think>" in self.source and is_open(text):
+        if not thinking and self.opens_thought(text):
             return f"{text.rstrip()}\n\n{BY_TOKEN}"
         return text
 
-    def turn(self, messages, thinking: bool) -> tuple[str, str, str]:
-        """Around the assistant's turn: the prompt, what the template writes between it and the answer, what it writes after."""
+    def opens_thought(self, prompt):
+        return "<think>" in self.source and prompt.rstrip().endswith("<think>")
+
+    def turn(self, messages, thinking):
+        """Around the assistant's answer: the prompt, what the template writes before it, and after it."""
         prompt = self.prompt(messages, thinking)
         whole = self.render([*messages, {"role": "assistant", "content": MARK}], False, thinking)
         before, found, after = whole.rpartition(MARK)
         if not found:
             raise ValueError(
-                f"{self.where}: expected a chat template that writes an assistant's turn, got one that drops it"
+                f"{self.where}: expected a chat template that writes an assistant's turn, "
+                "got one that drops it"
             )
         return prompt, before[len(prompt) :] if before.startswith(prompt) else "", after
 
-    def encode(self, rendered: str) -> list[int]:
+    def encode(self, rendered):
         text, written = self.strings.rename(rendered)
         try:
             ids = self.encoder.encode(self.strings.release(text), add_special_tokens=False).ids
         except (
             Exception
-        ) as error:  # tokenizers raises no narrower one: a Unigram model without an unknown token, say
+        ) as error:  # none narrower is raised: by a Unigram model without an unknown token, say
             raise ValueError(
                 f"{self.path}: expected a tokenizer that can encode any text, got an error: {one_line(error)}"
             ) from error
         if [i for i in ids if i in self.control_ids] != [i for i in written if i in self.control_ids]:
             raise ValueError(
-                f"{self.path}: expected control tokens from the chat template alone, got others; not supported"
+                f"{self.path}: expected control tokens from the chat template alone, "
+                "got others; not supported"
             )
         return ids
 
-    def follow(self, prompt: str, rest: str) -> list[int]:
-        """Ids of `rest` after those of `prompt`: as encoded together, or cut between the two where a token would span both."""
+    def follow(self, prompt, rest):
+        """Ids of `rest` after `prompt`: as encoded together, or cut between where a token would span both."""
         ids, joint = self.encode(prompt), self.encode(prompt + rest)
-        if joint[: len(ids)] != ids:
-            ids, joint = (
-                self.encode(NONCE_END),
-                self.encode(NONCE_END + rest),
-            )  # text that nothing merges with
-        return joint[len(ids) :]
+        if joint[: len(ids)] == ids:
+            return joint[len(ids) :]
+        return self.encode(NONCE_END + rest)[len(self.encode(NONCE_END)) :]  # nothing merges with that
 
 
-def is_open(prompt: str) -> bool:
-    return prompt.rstrip().endswith("<think>")
-
-
-def read_tokenizer(path: Path):
-    """tokenizer.json -> the tokenizer as it is, which decodes; the one that encodes, with control tokens renamed; the control
-    strings; and the id of the unknown token, or None."""
+def read_tokenizer(path):
+    """tokenizer.json -> the tokenizer as it is, which decodes; the one that encodes, with control tokens
+    renamed; the control strings; and the id of the unknown token, or None."""
     data = read_json(path)
     try:
         check_sizes(data)
@@ -276,12 +271,12 @@ def read_tokenizer(path: Path):
     return plain, encoder, strings, model.get("unk_id", plain.token_to_id(model.get("unk_token") or ""))
 
 
-def is_control(token) -> bool:
+def is_control(token):
     """Whitespace that is not special is text."""
     return bool(token.content and (token.special or token.content.replace("\u2581", " ").strip()))
 
 
-def check_message(number: int, message: dict) -> dict:
+def check_message(number, message):
     """Its text by field; None is left out, as transformers does."""
     role = message.get("role") if isinstance(message, dict) else message
     if role not in ROLES:
@@ -290,7 +285,8 @@ def check_message(number: int, message: dict) -> dict:
     for key in ("content", *message):
         if key not in ("role", *FIELDS):
             raise ValueError(
-                f"message {number}: expected role, {', '.join(FIELDS)}; got {key!r}; write what it says into the content"
+                f"message {number}: expected role, {', '.join(FIELDS)}; got {key!r}; "
+                "write what it says into the content"
             )
         text = message.get(key)
         if not isinstance(text, str):

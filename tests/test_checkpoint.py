@@ -13,7 +13,7 @@ import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
-from minimon.checkpoint import load_model, save_model
+from minimon.checkpoint import WIDE, default_dtype, load_model, save_model
 from minimon.lora import add_lora, merge_lora
 
 IDS = tiny.tokens(24, rows=2)
@@ -198,9 +198,51 @@ def test_weights_are_converted_to_the_dtype_asked_for(stored, loaded, directory)
         assert value.dtype == loaded and torch.equal(value, tensors[EMBEDDING if name == HEAD else name].to(loaded)), name
 
 
-def test_without_a_dtype_the_cpu_gets_fp32(directory):
-    changed(directory, lambda tensors: tensors.update({name: tensor.bfloat16() for name, tensor in tensors.items()}))
-    assert {value.dtype for value in load_model(directory).state_dict().values()} == {torch.float32}
+ASKED = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")          # of torch.cpu: does it multiply bf16 fast?
+NARROW, WIDE_ENOUGH = dict(tiny.LLAMA, num_hidden_layers=1), dict(tiny.LLAMA, num_hidden_layers=1, hidden_size=WIDE)
+
+
+def processor(monkeypatch, *fast):
+    for name in ASKED:
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name in fast, raising=False)
+
+
+@pytest.mark.parametrize("config, stored, fast, expected", [
+    (WIDE_ENOUGH, torch.bfloat16, ASKED[:1], torch.bfloat16), (WIDE_ENOUGH, torch.float16, ASKED[1:], torch.bfloat16),
+    (WIDE_ENOUGH, torch.bfloat16, (), torch.float32), (WIDE_ENOUGH, torch.float32, ASKED, torch.float32),
+    (NARROW, torch.bfloat16, ASKED, torch.float32)])
+def test_without_a_dtype_a_cpu_gets_bf16_where_it_is_fast_and_the_weights_are_wide_and_of_16_bits(
+        config, stored, fast, expected, monkeypatch, tmp_path):
+    tensors = {name: tensor.to(stored) for name, tensor in tiny.weights(config).items()}
+    tiny.write_checkpoint(tmp_path, config, tensors=tensors)
+    processor(monkeypatch, *fast)
+    assert default_dtype(tmp_path) == default_dtype(tmp_path, torch.device("cpu")) == expected
+    assert {value.dtype for value in load_model(tmp_path).state_dict().values()} == {expected}
+
+
+def test_one_tensor_of_32_bits_keeps_all_in_fp32(monkeypatch, tmp_path):
+    tensors = {name: tensor.to(torch.float32 if "norm" in name else torch.bfloat16) for name, tensor in tiny.weights(WIDE_ENOUGH).items()}
+    processor(monkeypatch, *ASKED)
+    assert default_dtype(tiny.write_checkpoint(tmp_path, WIDE_ENOUGH, tensors=tensors)) == torch.float32
+
+
+def test_a_pytorch_that_cannot_say_what_the_processor_does_means_fp32(monkeypatch, tmp_path):
+    for name in ASKED:
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+    tensors = {name: tensor.bfloat16() for name, tensor in tiny.weights(WIDE_ENOUGH).items()}
+    assert default_dtype(tiny.write_checkpoint(tmp_path, WIDE_ENOUGH, tensors=tensors)) == torch.float32
+
+
+def test_the_dtype_is_that_of_the_device_that_runs_the_model_not_of_the_one_it_is_loaded_on(directory):
+    """As with --shard, where every process loads on its CPU and gives the GPU its part."""
+    assert default_dtype(directory, "cuda") == default_dtype(directory, torch.device("cuda", 1)) == torch.bfloat16
+    model = load_model(directory, dtype=default_dtype(directory, "cuda"), device="cpu")
+    assert model.lm_head.weight.dtype == torch.bfloat16 and model.lm_head.weight.device.type == "cpu"
+
+
+def test_the_shipped_base_stays_in_fp32_on_every_processor(monkeypatch):
+    processor(monkeypatch, *ASKED)
+    assert default_dtype(Path(__file__).resolve().parents[1] / "data/base") == torch.float32
 
 
 # not there

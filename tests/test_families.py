@@ -200,6 +200,34 @@ def test_any_config_is_read_or_refused_in_one_line(name, data):
             rope_frequencies(rope, length)[0].isfinite().all() for rope in read.rope.values() for length in (1, 100_000))
 
 
+# frequencies
+
+@pytest.mark.parametrize("name", ["llama", "llama, dynamic", "phi3, longrope, long"])
+def test_frequencies_stay_on_the_device_for_all_lengths_that_share_them(name):
+    rope = config_from_dict(CASES[name]["config"]).rope["full_attention"]
+    last = rope.switch or 10_000
+    for length in (1, last, last + 1, last + 2):
+        frequencies, factor = rope.frequencies(length, torch.device("cpu"))
+        expected, factor_expected = rope_frequencies(rope, length)
+        assert torch.equal(frequencies, expected) and factor == factor_expected
+        assert rope.frequencies(length, torch.device("cpu"))[0] is frequencies
+        assert rope.frequencies(length, torch.device("meta"))[0] is rope.frequencies(length, torch.device("meta"))[0]
+        assert rope.frequencies(length, torch.device("meta"))[0].device.type == "meta"
+    kept = [rope.frequencies(length, torch.device("cpu"))[0] for length in (1, last, last + 1, last + 2)]
+    assert kept[0] is kept[1] and (kept[0] is kept[2]) is (rope.switch is None)
+    assert (kept[2] is kept[3]) is (rope.rope_type != "dynamic")
+    assert torch.equal(rope.frequencies(1)[0], kept[0])                                # without a device: on the CPU
+
+
+def test_frequencies_first_asked_for_in_inference_serve_training(checkpoint):
+    model = load_model(checkpoint("llama"))
+    with torch.inference_mode():
+        model(IDS)
+    embedding = model.model.embed_tokens.weight.requires_grad_()
+    model(IDS).sum().backward()
+    assert embedding.grad.isfinite().all()
+
+
 # live
 
 @pytest.fixture(scope="module")

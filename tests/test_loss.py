@@ -93,6 +93,17 @@ def test_wrong_shapes_and_targets_are_refused(change):
         vocab_token_loss(*change(*tensors(torch.float32)))
 
 
+def test_no_value_on_a_device_is_waited_for():
+    """Tensors on meta have none, and raise where Python asks for one."""
+    with torch.device("meta"):
+        hidden, weight, targets = torch.empty(B, C, requires_grad=True), torch.empty(V, C), torch.zeros(B, dtype=torch.long)
+        loss = vocab_token_loss(hidden, weight, targets)
+        (grad,) = torch.autograd.grad(loss, hidden)
+        assert loss.shape == () and grad.shape == (B, C)
+        with pytest.raises(RuntimeError):
+            int(targets.min())
+
+
 def test_no_logits_of_the_whole_vocabulary_outlive_a_chunk(monkeypatch):
     """The largest tensor alive during the loss is a chunk of the head, whatever V is."""
     from torch.utils._python_dispatch import TorchDispatchMode

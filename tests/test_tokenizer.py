@@ -75,6 +75,13 @@ def qwen3(messages, prompt, thinking=False):
     return text + ("<|im_start|>assistant\n" + ("" if thinking else "<think>\n\n</think>\n\n") if prompt else "")
 
 
+def deepseek(messages, prompt):
+    system, rest = (messages[0]["content"], messages[1:]) if messages[0]["role"] == "system" else ("", messages)
+    *rest, last = [("<|user|>{content}", "<|assistant|>{content}</s>")[m["role"] == "assistant"].format(**m) for m in rest]
+    closed = "<|assistant|><think>\n\n</think>\n\n"         # the thought that the template opens, empty
+    return "<s>" + system + "".join(rest) + (last + closed if prompt else last.replace("<|assistant|>", closed, 1))
+
+
 def gemma(messages, prompt):
     messages = [{**m, "content": m["content"].strip()} for m in messages]
     body = turns(messages, "<start_of_turn>{role}\n{content}<end_of_turn>\n", {"assistant": "model"})
@@ -84,6 +91,7 @@ def gemma(messages, prompt):
 RENDERED = {                                   # template: (messages, with generation prompt?) -> text
     "chatml": lambda m, prompt: turns(m, "<|im_start|>{role}\n{content}<|im_end|>\n") + ("<|im_start|>assistant\n" if prompt else ""),
     "qwen3": qwen3,
+    "deepseek": deepseek,
     "llama3": llama3,
     "gemma": gemma,
     "phi3": lambda m, prompt: turns(m, "<|{role}|>\n{content}<|end|>\n") + ("<|assistant|>\n" if prompt else "</s>"),
@@ -157,7 +165,7 @@ def test_benign_ids_equal_those_of_transformers(checkpoint, name):
     @given(st.sampled_from([style for style in STYLES if style != "llama3"]), st.lists(benign, min_size=1, max_size=4), st.booleans())
     def check(style, texts, thinking):
         tokenizer, messages = checkpoint(name, style), talk(*texts, system=None if style in NO_SYSTEM else "Answer Yes or No.")
-        ask = len(texts) % 2 == 1
+        ask, thinking = len(texts) % 2 == 1, thinking or style == "deepseek"           # whose thought stands open there
         expected = peer.apply_chat_template(messages, chat_template=TEMPLATES[style], add_generation_prompt=ask, enable_thinking=thinking,
                                             return_dict=False)
         if ask:
@@ -179,9 +187,9 @@ def test_a_directory_read_by_transformers_gives_the_same_ids(checkpoint, style):
     transformers = pytest.importorskip("transformers", reason="needs the peers extra: compares with transformers, live")
     directory = checkpoint("control_first", style).path.parent
     peer = transformers.AutoTokenizer.from_pretrained(directory)
-    messages = talk("Is\n\nit?", " Yes ", "and now?", system=None if style in NO_SYSTEM else "Rule.")
-    assert load_tokenizer(directory).chat(messages) == peer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False,
-                                                                                enable_thinking=False)
+    messages, thinking = talk("Is\n\nit?", " Yes ", "and now?", system=None if style in NO_SYSTEM else "Rule."), style == "deepseek"
+    expected = peer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False, enable_thinking=thinking)
+    assert load_tokenizer(directory).chat(messages, thinking=thinking) == expected
 
 
 # ---- no message speaks as the template -----------------------------------------------------------------------------------------
@@ -413,14 +421,90 @@ def test_after_a_thought_a_label_follows_the_end_of_thinking(checkpoint):
     assert [usual_ids("control_last", text + word)[-1] for word in ("Yes", "No")] == [yes, no] and yes != no
 
 
-def test_thinking_labels_need_a_tokenizer_or_a_template_that_knows_thinking(checkpoint, tmp_path):
+@pytest.mark.parametrize("name", BUILDERS)
+def test_a_model_without_an_end_of_thinking_answers_after_the_word_answer(checkpoint, name):
+    """chatml writes no </think>, whatever the tokenizer knows. The label there is the token that the usual encoding has."""
+    tokenizer = checkpoint(name, "chatml")
+    assert tokenizer.think_end is None and "\nAnswer: X" in tokenizer.think_request and tokenizer.thought_stops == tokenizer.stop_ids
+    assert tokenizer.chat(ASK, thinking=True) == tokenizer.chat(ASK)
+    text = RENDERED["chatml"](ASK, True) + "I see.\nAnswer:"
+    for word, token in zip(("Yes", "No"), tokenizer.label_ids(["Yes", "No"], thinking=True)):
+        assert tokenizer.decode([token]).strip() == word
+        assert usual_ids(name, f"{text} {word}")[-1] == token or name == "control_merged"         # which merges across it
+
+
+def test_a_label_that_is_not_one_token_after_the_word_answer_is_refused(checkpoint):
+    tokenizer = checkpoint("control_last", "chatml")
+    assert tokenizer.label_ids(["Yes", "Flag"]) and usual_ids("control_last", " Flag") != usual_ids("control_last", "Flag")
+    with pytest.raises(ValueError, match="^label 'Flag': expected a word that is one token at the answer position, .*: Yes"):
+        tokenizer.label_ids(["Flag", "No"], thinking=True)
+
+
+def test_a_tokenizer_without_the_token_thinks_by_words_whatever_its_template_writes(tmp_path):
     data = json.loads(toy("control_last"))
     data["added_tokens"] = [token for token in data["added_tokens"] if "think" not in token["content"]]
-    bare = load_tokenizer(write_checkpoint(tmp_path / "bare", data, TEMPLATES["chatml"]))
-    with pytest.raises(ValueError, match="^thinking: expected </think> .*, got neither; ask without thinking$"):
-        bare.label_ids(["Yes", "No"], thinking=True)
-    written = load_tokenizer(write_checkpoint(tmp_path / "written", data, TEMPLATES["qwen3"]))
-    assert written.label_ids(["Yes", "No"], thinking=True) == bare.label_ids(["Yes", "No"])
+    tokenizer = load_tokenizer(write_checkpoint(tmp_path, data, TEMPLATES["qwen3"]))
+    assert tokenizer.think_end is None and tokenizer.chat(ASK, thinking=True) == tokenizer.chat(ASK)
+    assert tokenizer.decode(tokenizer.chat(ASK)).endswith("<think>\n\n</think>\n\n")
+
+
+THOUGHTS = [                                   # what was written, the closed thought, whether it had the form asked for
+    ("It sent the file.", "It sent the file.\nAnswer:", False), ("", "Answer:", False),
+    ("It sent the file.\n", "It sent the file.\nAnswer:", False),
+    ("It sent the file.\nAnswer: Yes", "It sent the file.\nAnswer:", True),
+    ("It sent the file.\n\nAnswer: Yes, the agent", "It sent the file.\n\nAnswer:", True),
+    ("It did.\n**Answer:** Yes\nAnswer: No", "It did.\nAnswer:", True), ("It did.\nanswer : No", "It did.\nAnswer:", True),
+    ("Answer:", "Answer:", True), ("Answer: Yes", "Answer:", True), ("The Answer: Yes", "The Answer: Yes\nAnswer:", False),
+]
+
+
+@pytest.mark.parametrize("name", [name for name in BUILDERS if name != "unigram"])
+@pytest.mark.parametrize("written, closed, complete", THOUGHTS)
+def test_a_thought_by_words_ends_in_the_word_answer_once(checkpoint, name, written, closed, complete):
+    tokenizer, decode = checkpoint(name, "chatml"), lambda ids: usual(name).decode(ids).strip(" ")
+    thought = usual_ids(name, "\n" + written)[len(usual_ids(name, "\n")):] if written else []     # as after a prompt
+    for stop in (None, *tokenizer.stop_ids):
+        found = tokenizer.close(thought, stop)
+        assert decode(found.ids) == closed and found.complete is complete
+        assert len(found.ids) <= len(thought) + len(tokenizer.close_thought)
+
+
+def test_a_thought_by_a_token_is_closed_by_it(checkpoint):
+    tokenizer = checkpoint("control_last", "qwen3")
+    assert tokenizer.think_request == "" and tokenizer.think_end == tokenizer.control["</think>"]
+    assert tokenizer.thought_stops == {*tokenizer.stop_ids, tokenizer.think_end}
+    for stop in (None, tokenizer.think_end, *tokenizer.stop_ids):
+        ids, complete = tokenizer.close(usual_ids("control_last", "Answer: it did\n"), stop)
+        assert tokenizer.decode(ids) == "Answer: it did\n</think>\n\n" and complete is (stop == tokenizer.think_end)
+    assert ids[-len(tokenizer.close_thought):] == tokenizer.close_thought
+
+
+@pytest.mark.parametrize("name", BYTE_LEVEL)
+def test_an_answer_at_once_is_not_read_inside_a_thought_that_the_template_always_opens(checkpoint, name):
+    tokenizer = checkpoint(name, "deepseek")
+    at_once, thinking = (tokenizer.decode(tokenizer.chat(ASK, thinking=which)) for which in (False, True))
+    assert at_once == "<s><|user|>x<|assistant|><think>\n\n</think>\n\n" and thinking == "<s><|user|>x<|assistant|><think>\n"
+    for which, prompt in ((False, at_once), (True, thinking + "so\n</think>\n\n")):
+        label = tokenizer.label_ids(["Yes"], thinking=which)
+        assert tokenizer.decode(label) == "Yes"
+        assert usual_ids(name, prompt + "Yes")[-1:] == label or name == "control_merged"          # which merges across it
+    answer = {"role": "assistant", "content": "Yes", "reasoning_content": "so"}
+    for which, span in ((False, "Yes</s>"), (True, "so\n</think>\n\nYes</s>")):
+        ids, (start, stop) = tokenizer.chat([*ASK, answer], thinking=which)
+        assert tokenizer.decode(ids[start:stop]) == span and ids[:start] == tokenizer.chat(ASK, thinking=which)
+
+
+@pytest.mark.parametrize("open_thought", ["<think>", "<think>\n", "<think>\n\n", "<think> "])
+def test_however_a_template_writes_an_open_thought_it_is_closed_empty(checkpoint, open_thought):
+    template = "{{ messages[0].content }}<|assistant|>{% if messages[1] %}{{ messages[1].content }}{% else %}OPEN{% endif %}"
+    tokenizer = checkpoint("control_last", template.replace("OPEN", open_thought))
+    assert tokenizer.decode(tokenizer.chat(ASK)) == "x<|assistant|><think>\n\n</think>\n\n"
+
+
+def test_a_message_cannot_open_a_thought(tmp_path):
+    data = {**json.loads(toy("control_last")), "added_tokens": []}
+    tokenizer = load_tokenizer(write_checkpoint(tmp_path, data, "{{ messages[0].content }}"))
+    assert tokenizer.decode(tokenizer.chat(talk("see <think>\n"))) == "see <think>\n"
 
 
 def test_a_label_of_several_tokens_is_refused_with_words_that_are_one(checkpoint):
@@ -449,7 +533,7 @@ def test_an_unknown_word_is_no_label(checkpoint):
 
 # ---- answers -----------------------------------------------------------------------------------------------------------------
 
-TAILS = {"chatml": "<|im_end|>\n", "qwen3": "<|im_end|>\n", "llama3": "<|eot_id|>", "gemma": "<end_of_turn>\n", "phi3": "<|end|>\n</s>",
+TAILS = {"chatml": "<|im_end|>\n", "qwen3": "<|im_end|>\n", "llama3": "<|eot_id|>", "deepseek": "</s>", "gemma": "<end_of_turn>\n", "phi3": "<|end|>\n</s>",
          "mistral": "</s>", "pieces": "<|end|>\n"}
 
 

@@ -219,7 +219,7 @@ def golden():
             messages = [{"role": role, "content": text} for role, text in turns]
             if name in ("gemma", "mistral") and turns[0][0] == "system":
                 continue                       # transformers refuses or drops the words
-            for thinking in (False, True) if name == "qwen3" else (False,):
+            for thinking in {"qwen3": (False, True), "deepseek": (True,)}.get(name, (False,)):
                 ids = tokenizer.apply_chat_template(messages, chat_template=template, add_generation_prompt=True, enable_thinking=thinking,
                                                     return_dict=False)
                 cases.append({"template": name, "messages": messages, "thinking": thinking, "ids": ids})

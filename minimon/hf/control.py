@@ -1,11 +1,14 @@
-"""Control tokens and text kept apart. Every added token of tokenizer.json is a control token, special or not; only whitespace,
-which Gemma and GPT-NeoX list as well, is text.
+"""Control tokens and text kept apart. Every added token of tokenizer.json is a control token, special or not;
+only whitespace, which Gemma and GPT-NeoX list as well, is text.
 
 A usual tokenizer turns a message that spells a control token out into the token. So here:
-  1. In a message every character that a control token begins with is held back: a private character stands for it, and
+  1. In a message every character that a control token begins with is held back: a private character stands
+  for it, and
      whatever the template does with the text, no control string comes of it.
-  2. The template renders. Control strings found now are the template's own; each is renamed to a nonce that no text holds.
-  3. The held characters return, and all of it is encoded at once by a copy of the tokenizer that knows the nonces only.
+  2. The template renders. Control strings found now are the template's own; each is renamed to a nonce that
+  no text holds.
+  3. The held characters return, and all of it is encoded at once by a copy of the tokenizer that knows the
+  nonces only.
 On text without control strings the ids are those of the usual encoding of a conversation.
 """
 
@@ -18,7 +21,7 @@ REPLACEMENT = "\ufffd"
 
 
 class ControlStrings:
-    def __init__(self, ids: dict[str, int]):
+    def __init__(self, ids):
         """ids: text -> id of every control token."""
         firsts = sorted({text[0] for text in ids})
         self.ids = ids
@@ -33,30 +36,30 @@ class ControlStrings:
         self.inner = GAP.join(text[1:] for text in ids)
         self.longest = max(map(len, ids), default=0)
 
-    def hold(self, text: str) -> str:
-        """A message's text as the template may see it. U+FFFD stands for private characters and halves of surrogate pairs."""
+    def hold(self, text):
+        """A message's text for the template. Private characters and half surrogate pairs become U+FFFD."""
         text = self.unsafe.sub(lambda match: self.held.get(match.group(), REPLACEMENT), text)
         for start in sorted({0, len(text) - len(text.lstrip())}, reverse=True):  # the template may trim it
             if self.completes(text[start:]):
                 text = text[:start] + GAP + text[start:]
         return text
 
-    def completes(self, text: str) -> bool:
+    def completes(self, text):
         """Whether it may, right after characters of the template, end a control string or lie in one."""
         if any(text[:n] in self.tails for n in range(1, self.longest)):
             return True
         return any(part and part in self.inner for part in (text, text.rstrip()))
 
-    def release(self, text: str) -> str:
+    def release(self, text):
         return self.private.sub(lambda match: self.returned[match.group()], text)
 
-    def rename(self, text: str) -> tuple[str, list[int]]:
+    def rename(self, text):
         """Control strings become nonces. Also their ids in order."""
         written = [self.ids[name] for name in self.pattern.findall(text)]
         return self.pattern.sub(lambda match: nonce(self.ids[match.group()]), text), written
 
-    def renamed_tokenizer(self, data: dict) -> dict:
-        """tokenizer.json in which every control token is spelled as its nonce, in the vocabulary too; ids stay."""
+    def renamed_tokenizer(self, data):
+        """tokenizer.json with every control token spelled as its nonce, in the vocabulary too; ids stay."""
 
         def rename(text):
             return nonce(self.ids[text]) if text in self.ids else text
@@ -74,17 +77,17 @@ class ControlStrings:
         return {**data, "added_tokens": tokens, "model": model, "truncation": None, "padding": None}
 
 
-def nonce(token_id: int) -> str:
+def nonce(token_id):
     return f"{NONCE}{token_id}{NONCE_END}"
 
 
-def merges(model: dict) -> list[list[str]]:
+def merges(model):
     """Pairs of pieces, of either spelling in tokenizer.json."""
     return [pair.split(" ", 1) if isinstance(pair, str) else pair for pair in model.get("merges") or ()]
 
 
-def check_sizes(data: dict) -> None:
-    """tokenizers cuts the prefix of a word's later pieces off without a look, and takes the process down where it is not there."""
+def check_sizes(data):
+    """tokenizers cuts this prefix off a word's later pieces; where it is missing the process goes down."""
     if any(len(token["content"]) > LONGEST for token in data.get("added_tokens", [])):
         raise ValueError(f"an added token of more than {LONGEST} characters")
     prefix = data["model"].get("continuing_subword_prefix") or ""

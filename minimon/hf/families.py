@@ -1,7 +1,8 @@
-"""ModelConfig: what config.json says, in the decoder's own terms. What is not implemented is refused by key and value.
+"""ModelConfig: what config.json says, in the decoder's own terms. What is not implemented is refused by key
+and value.
 
-A family is a row of FAMILIES: only the values in which it differs from Llama. Keys that a file omits take the family's
-defaults, which are those of Hugging Face's configuration classes.
+A family is a row of FAMILIES: only the values in which it differs from Llama. Keys that a file omits take the
+family's defaults, which are those of Hugging Face's configuration classes.
 """
 
 from pathlib import Path
@@ -194,52 +195,52 @@ class ConfigTable:
 
     The typed reads raise ValueError naming key and value. `where`: the path of keys to a nested table."""
 
-    def __init__(self, raw: dict, defaults: dict, where: str = ""):
+    def __init__(self, raw, defaults, where=""):
         self.raw, self.defaults, self.where = raw, defaults, where
 
-    def __call__(self, key: str):
+    def __call__(self, key):
         value = self.raw.get(key)
         return self.defaults.get(key) if value is None else value
 
-    def is_null(self, key: str) -> bool:
+    def is_null(self, key):
         """An explicit null is none; a key that is not there takes the default."""
         return self.raw.get(key, self.defaults.get(key)) is None
 
-    def check(self, key: str, ok: bool, expected: str):
+    def check(self, key, ok, expected):
         if not ok:
             where = self.where if key in self.raw or key not in self.defaults else ""
             raise ValueError(f"{where}{key}: expected {expected}, got {self(key)!r}")
         return self(key)
 
-    def size(self, key: str, most: int = 2**31 - 1) -> int:
+    def size(self, key, most=2**31 - 1):
         """most: what is built a piece at a time, as layers are, has to end."""
         value = self(key)
         return self.check(key, type(value) is int and 0 < value <= most, f"a positive integer up to {most}")
 
-    def number(self, key: str) -> float:
+    def number(self, key):
         return float(self.check(key, is_positive(self(key)), "a positive number"))
 
-    def numbers(self, key: str, n: int) -> list[float]:
+    def numbers(self, key, n):
         values = self(key)
         ok = type(values) is list and len(values) == n and all(map(is_positive, values))
         return self.check(key, ok, f"a list of {n} positive numbers")
 
-    def flag(self, key: str) -> bool:
+    def flag(self, key):
         return self.check(key, type(self(key)) is bool, "true or false")
 
-    def table(self, key: str) -> "ConfigTable":
+    def table(self, key):
         table = self.check(key, self.is_null(key) or type(self(key)) is dict, "a table") or {}
         return ConfigTable(table, {}, f"{self.where}{key}.")
 
-    def over(self, defaults: dict) -> "ConfigTable":
+    def over(self, defaults):
         return ConfigTable(self.raw, {**defaults, **self.defaults}, self.where)
 
 
-def is_positive(value) -> bool:
+def is_positive(value):
     return type(value) in (int, float) and 0 < value < 1e38
 
 
-def refuse_unimplemented(raw: dict) -> None:
+def refuse_unimplemented(raw):
     """Keys that change the arithmetic and are not implemented here; all of them are named in one message."""
     keys = ("quantization_config", "final_logit_softcapping", "use_bidirectional_attention")
     problems = [f"{key} = {raw[key]!r} is not implemented" for key in keys if raw.get(key)]
@@ -247,7 +248,7 @@ def refuse_unimplemented(raw: dict) -> None:
         raise ValueError("; ".join(problems))
 
 
-def text_decoder(raw: dict) -> dict:
+def text_decoder(raw):
     """config.json of the decoder inside a multimodal wrapper, whose own key says whether the head is tied."""
     text, model_type = raw["text_config"], raw.get("model_type")
     if not isinstance(model_type, str) or model_type not in WRAPPERS:
@@ -263,7 +264,7 @@ def text_decoder(raw: dict) -> dict:
     return {"model_type": wrapper.family, **text, "tie_word_embeddings": tied}
 
 
-def activation(table, family) -> str:
+def activation(table, family):
     key = "hidden_activation" if family == "gemma3_text" else "hidden_act"
     name = table(key)
     if family == "gemma" and name == "gelu":  # the tanh form is meant, whatever the file says
@@ -271,7 +272,7 @@ def activation(table, family) -> str:
     return table.check(key, name in ("silu", "gelu_pytorch_tanh"), "'silu' or 'gelu_pytorch_tanh'")
 
 
-def multipliers(table, family, hidden_size, head_dim) -> dict[str, float]:
+def multipliers(table, family, hidden_size, head_dim):
     """Factors on the embedding, the scores, each residual branch and the logits."""
     if family == "granite":
         return {key: table.number(key) for key in MULTIPLIERS}
@@ -280,7 +281,7 @@ def multipliers(table, family, hidden_size, head_dim) -> dict[str, float]:
     return dict(zip(MULTIPLIERS, (embedding, scale**-0.5, 1.0, 1.0), strict=True))
 
 
-def sliding_window(table, family) -> int | None:
+def sliding_window(table, family):
     if family in ("llama", "gemma", "granite", "olmo2"):
         return None
     if family in ("qwen2", "qwen3", "smollm3") and not table.flag("use_sliding_window"):
@@ -288,7 +289,7 @@ def sliding_window(table, family) -> int | None:
     return None if table.is_null("sliding_window") else table.size("sliding_window")
 
 
-def layer_types(table, family, window, rope_layers) -> tuple[str, ...]:
+def layer_types(table, family, window, rope_layers):
     """An explicit list wins where the family has one; otherwise each family's rule."""
     layers, listed = len(rope_layers), family in ("qwen2", "qwen3", "smollm3", "olmo3", "gemma3_text")
     types = table("layer_types") if listed else None
@@ -308,7 +309,7 @@ def layer_types(table, family, window, rope_layers) -> tuple[str, ...]:
     return tuple(types)
 
 
-def sliding_layers(table, family, window, rope_layers) -> list[bool]:
+def sliding_layers(table, family, window, rope_layers):
     layers = range(len(rope_layers))
     if family in ("olmo3", "gemma3_text"):  # the last of every few layers sees everything
         every = 4 if family == "olmo3" else table.size("sliding_window_pattern")
@@ -321,7 +322,7 @@ def sliding_layers(table, family, window, rope_layers) -> list[bool]:
     return [i >= first for i in layers]
 
 
-def no_rope_layers(table, layers) -> tuple[bool, ...]:
+def no_rope_layers(table, layers):
     """Whether each layer rotates: in the file 1 says that it does, in spite of the key's name."""
     flags = table("no_rope_layers")
     if flags is None:

@@ -1,7 +1,8 @@
 """Rotary position embedding (Su et al., 2021): angles for the six rope types of config.json, and their keys.
 
-d: rotated part of head_dim. Frequency k of d/2 is theta^(-2k/d); a rope type rescales the frequencies, and `factor`
-multiplies cos and sin. Rotations turn the pair (x_k, x_{k + d/2}): split halves, as every Hugging Face checkpoint expects.
+d: rotated part of head_dim. Frequency k of d/2 is theta^(-2k/d); a rope type rescales the frequencies, and
+`factor` multiplies cos and sin. Rotations turn the pair (x_k, x_{k + d/2}): split halves, as every Hugging
+Face checkpoint expects.
 """
 
 import math
@@ -63,7 +64,7 @@ def rope_frequencies(config: RopeConfig, length: int) -> tuple[Tensor, float]:
     return RESCALE[config.rope_type](config, base, length)
 
 
-def inverse_powers(theta: float, d: int, divisors=1.0) -> Tensor:
+def inverse_powers(theta, d, divisors=1.0):
     """(d/2,): theta^(-2k/d), each divided by its divisor."""
     return 1.0 / (divisors * theta ** (torch.arange(0, d, 2, device="cpu").float() / d))
 
@@ -131,10 +132,11 @@ def longrope(config, base, length):
 RESCALE = {"linear": linear, "dynamic": dynamic, "yarn": yarn, "llama3": llama3, "longrope": longrope}
 
 
-def read_rope(table, family: str, head_dim: int) -> dict[str, RopeConfig]:
+def read_rope(table, family, head_dim):
     """Layer type -> RopeConfig, from config.json's ConfigTable.
 
-    Both generations are read: rope_theta and rope_scaling (transformers 4), rope_parameters (5); the old key wins."""
+    Both generations are read: rope_theta and rope_scaling (transformers 4), rope_parameters (5); the old key
+    wins."""
     old, new, theta = table.table("rope_scaling"), table.table("rope_parameters"), table("rope_theta")
     defaults = {
         "rope_theta": theta,
@@ -167,7 +169,7 @@ def read_rope(table, family: str, head_dim: int) -> dict[str, RopeConfig]:
     }
 
 
-def rope_config(table, original, top, family: str, head_dim: int) -> RopeConfig:
+def rope_config(table, original, top, family, head_dim):
     """Tables: of one kind of layers, the one that says original_max_position_embeddings, the whole file."""
     key = "type" if table("rope_type") is None and table("type") is not None else "rope_type"
     rope_type = table(key) or "default"
@@ -198,7 +200,7 @@ def rope_config(table, original, top, family: str, head_dim: int) -> RopeConfig:
     return config
 
 
-def is_finite(config, length) -> bool:
+def is_finite(config, length):
     try:
         frequencies, factor = rope_frequencies(config, length)
         return bool((frequencies * factor).isfinite().all())

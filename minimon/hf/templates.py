@@ -1,8 +1,6 @@
-"""A checkpoint's chat template and what it may write by name: where they lie, and the environment that a template is rendered in."""
+"""A checkpoint's chat template and the tokens that it writes by name: where they lie, how it is rendered."""
 
 import json
-from datetime import datetime
-from pathlib import Path
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
@@ -11,7 +9,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from minimon.files import read_json, read_text
 
 
-def find_template(directory: Path) -> tuple[str, Path]:
+def find_template(directory):
     """The default chat template and where it is, from the places transformers looks in, in that order."""
     path, folder = directory / "chat_template.jinja", directory / "additional_chat_templates"
     if path.is_file():
@@ -32,7 +30,7 @@ def find_template(directory: Path) -> tuple[str, Path]:
     return template, path
 
 
-def special_tokens(directory: Path) -> dict[str, str]:
+def special_tokens(directory):
     """eos_token and the like: what a template may write by name."""
     config = read_optional(directory / "tokenizer_config.json")
     if "added_tokens_decoder" not in config:  # a checkpoint of the older kind
@@ -45,7 +43,7 @@ def special_tokens(directory: Path) -> dict[str, str]:
     return {key: text for key, text in texts.items() if isinstance(text, str) and text}
 
 
-def eos_ids(directory: Path) -> set[int]:
+def eos_ids(directory):
     """Ids that end generation, from generation_config.json, else from config.json."""
     for path in (directory / "generation_config.json", directory / "config.json"):
         ids = read_optional(path).get("eos_token_id")
@@ -67,7 +65,7 @@ class GenerationTag(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
-def compile_template(source: str, path: Path, date: datetime) -> jinja2.Template:
+def compile_template(source, path, date):
     """In the environment that transformers gives a template."""
 
     def raise_exception(message):
@@ -91,10 +89,10 @@ def compile_template(source: str, path: Path, date: datetime) -> jinja2.Template
         ) from error
 
 
-def read_optional(path: Path) -> dict:
+def read_optional(path):
     """The file's object; an empty one if there is no file."""
     return read_json(path) if path.is_file() else {}
 
 
-def one_line(error: Exception) -> str:
+def one_line(error):
     return " ".join(str(error).split()) or type(error).__name__
