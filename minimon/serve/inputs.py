@@ -16,7 +16,7 @@ from typing import NamedTuple
 from minimon.files import json_row, read_rows
 from minimon.formats.inspect_log import is_log, read_log
 from minimon.formats.records import lookup
-from minimon.formats.transcript import fields_of, text_of
+from minimon.formats.transcript import text_of
 from minimon.tasks import Task
 
 STDIN = "-"
@@ -83,7 +83,7 @@ def log_items(file: str, task: Task):
 
 
 def row_items(file: str, task: Task):
-    shown = {"id", "text", "messages", *fields_of(task.text)}
+    shown = {"id", "text", "messages", task.text}
     for number, record in numbered_rows(file):
         where = f"{'standard input' if file == STDIN else file}:{number}"
         metadata = {key: value for key, value in record.items() if key not in shown}
@@ -100,7 +100,7 @@ def row_id(record: dict, number: int, where: str):
 
 def row_text(task: Task, record: dict, where: str) -> str:
     """The task's own text; of a row without it, what is under `text` or `messages`."""
-    if any(lookup(record, name, where, MISSING) is MISSING for name in fields_of(task.text)):
+    if lookup(record, task.text, where, MISSING) is MISSING:
         for name in ("text", "messages"):
             if name in record:
                 return text_of(record, name, where, task.max_chars, task.reasoning)
