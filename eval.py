@@ -9,30 +9,38 @@ python eval.py --adapter runs/default-seed0 --merge-to merged      # loads in tr
 
 import math
 import random
-import shutil
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from minimon.report import attack_lines, build_report, table, verdict_line, write_report
-from tqdm import tqdm
-
+from minimon.batch import row_limit
 from minimon.checkpoint import save_model
-from minimon.evaluate import evaluate, evaluation_rows
+from minimon.evaluate import compare, evaluate, evaluation_rows, measure
 from minimon.files import resolve
 from minimon.formats.transcript import text_of
 from minimon.lora import merge_lora
-from minimon.run.cli import one_line_errors, parse, setting, shipped
-from minimon.run.processes import counter, launched, rank, size, start
-from minimon.run.provenance import data_files, provenance
-from minimon.serve._core import row_limit
+from minimon.report import (
+    attack_lines,
+    build_report,
+    near_duplicates,
+    table,
+    verdict_line,
+    write_report,
+)
+from minimon.report.text import grid, number
+from minimon.run.cli import check_output, one_line_errors, parse, progress, setting, shipped
+from minimon.run.lock import locked
+from minimon.run.memory import keep_memory
+from minimon.run.processes import count_rows, dealing, launched, rank, size, start
+from minimon.run.provenance import provenance
 from minimon.serve.inputs import input_files
 from minimon.serve.monitor import Monitor, adapter_hash, load_run, named_task, run_settings
 from minimon.serve.stream import refuse_existing, score_stream
 from minimon.serve.thresholds import calibrate_run, check_rate, refuse_calibrated
 from minimon.study.attacks import attacked_rows, attacks, measure_attacks
-from minimon.tasks import Mixture, Task, load_conversations, load_mixture, near_duplicates, schedule_of
+from minimon.tasks import Mixture, Task, load_conversations, load_mixture, schedule_of
 
 EXAMPLE_CHARS = 1000  # of a text that a prompt shows as an example
 
@@ -96,28 +104,42 @@ def main(settings: Settings) -> int:
         raise ValueError(
             f"--mixture: expected one, since {settings.adapter} has no settings.json that names it"
         )
-    mixture = narrowed(load_mixture(shipped(run.mixture)), settings.splits, settings.eval_rows)
-    conversations = trained_conversations(run, mixture) if settings.adapter else []
+    mixture = load_mixture(shipped(run.mixture))
+    mixture = mixture.restricted(splits=settings.splits, eval_rows=settings.eval_rows)
     if settings.attack and not attacked_rows(mixture):
         raise ValueError(f"--attack: expected a split new_domain in {mixture.path}, found none")
+    leakage = near_duplicates(mixture, trained_conversations(run, mixture)) if settings.adapter else None
     if settings.shots:
         mixture = with_examples(mixture, settings.shots)
+    with locked(settings.out) if settings.out and Path(settings.out).is_dir() else nullcontext():
+        return report_on(settings, run, mixture, leakage)
 
-    device = start(settings.device)
-    model, tokenizer = load_run(
-        settings.adapter, run, device=device, any_base=settings.any_base, sharded=settings.shard
-    )
-    limit = row_limit(model, tokenizer, run.max_tokens)
-    started = time.time()
-    with progress("evaluate", evaluation_rows(mixture, tokenizer)) as bar:
-        on_rows = counter(bar, settings.shard)
-        scores = evaluate(model, tokenizer, mixture, batch_tokens=run.batch_tokens, on_rows=on_rows)
-    attacked = attack(model, tokenizer, mixture, run) if settings.attack else None
-    if rank():
+
+def report_on(settings: Settings, run, mixture: Mixture, leakage: dict | None) -> int:
+    """Base and adapter, or the base alone, on every split of the mixture."""
+    device, started = start(settings.device), time.time()
+    options = {"device": device, "any_base": settings.any_base, "sharded": settings.shard}
+    model, tokenizer = load_run(settings.adapter, run, **options)
+    limit = row_limit(model.config, run.max_tokens)
+    options = {"limit": limit, "batch_tokens": run.batch_tokens}
+    rows = evaluation_rows(mixture) if settings.adapter else evaluation_rows(mixture) // 2
+    with progress(rows, 0, "evaluate", "row") as bar:
+        shared = {"each": dealing(model), "on_rows": count_rows(bar, model)}
+        if settings.adapter:
+            scores = evaluate(model, tokenizer, mixture, **options, **shared)
+        else:
+            base = measure(model, tokenizer, mixture, references=True, **options, **shared)
+            scores = compare(mixture, base, base)
+    attacked = None
+    if settings.attack:
+        rows = sum(len(rows) for _, rows in attacked_rows(mixture))
+        with progress(2 * rows * len(attacks("", "")), 0, "attack", "row") as bar:
+            attacked = measure_attacks(model, tokenizer, mixture, on_rows=bar.update, **options)
+    if rank() > 0:
         return 0
+
     about = {
-        **provenance(sys.argv, resolve(shipped(run.model))),
-        "data": data_files(mixture),
+        **provenance(sys.argv, resolve(shipped(run.model)), mixture),
         "directory": settings.adapter,
         "date": run.date,
         "device": settings.device,
@@ -132,17 +154,15 @@ def main(settings: Settings) -> int:
         seed=run.seed,
         epsilon=run.epsilon,
         run=about,
-        leakage=near_duplicates(mixture, conversations),
+        leakage=leakage,
         attacks=attacked,
     )
     if settings.out:
         Path(settings.out).mkdir(parents=True, exist_ok=True)
         write_report(report, settings.out, scores)
-    print(
-        "\n"
-        + (attack_lines(report) + "\n\n" if attacked else "")
-        + f"{table(report)}\n\n{verdict_line(report)}"
-    )
+    if attacked:
+        print(f"\n{attack_lines(report)}")
+    print(f"\n{table(report)}\n\n{verdict_line(report)}" if settings.adapter else f"\n{base_table(report)}")
     return 0
 
 
@@ -159,18 +179,16 @@ def serve(settings: Settings) -> int:
         settings.adapter,
         task=task,
         device=start(settings.device),
-        threshold=math.inf if settings.calibrate else threshold,
+        threshold=0.0 if settings.calibrate else threshold,  # a new one does not depend on an old one
         any_base=settings.any_base,
         sharded=settings.shard,
         **changes(settings, "mixture"),
     )
     if settings.calibrate:
-        with progress("calibrate") as bar:
-            print(
-                calibrate_run(
-                    monitor, settings.adapter, fpr=settings.fpr, fit=settings.temperature, on_rows=bar.update
-                )
-            )
+        with progress(None, 0, "calibrate", "row") as bar:
+            options = {"fpr": settings.fpr, "fit": settings.temperature, "on_rows": bar.update}
+            lines = calibrate_run(monitor, settings.adapter, **options)
+        print(lines)
         return 0
     if monitor.threshold is None and rank() == 0:
         advice = "pick one with --calibrate or --threshold"
@@ -184,7 +202,6 @@ def serve(settings: Settings) -> int:
         resume=settings.resume,
         overwrite=settings.overwrite,
         with_text=settings.with_text,
-        bar=lambda total, done: progress("score", total, done),
     )
     return 0
 
@@ -213,16 +230,10 @@ def check_settings(settings: Settings) -> None:
     if settings.shots < 0:
         raise ValueError(f"--shots: expected a number from 0, got {settings.shots}")
     check_rate(settings.fpr)
-    if settings.overwrite:
-        return
-    if settings.merge_to and Path(settings.merge_to).exists():
-        raise ValueError(
-            f"{settings.merge_to}: is there already; name another --merge-to, or give --overwrite"
-        )
-    if not doing and settings.out and (Path(settings.out) / "report.json").exists():
-        raise ValueError(
-            f"{settings.out}: holds a report; name another --out, or give --overwrite to replace it"
-        )
+    if settings.merge_to:
+        check_output(settings.merge_to, settings.overwrite, "--merge-to")
+    elif settings.out and not doing:
+        check_output(settings.out, settings.overwrite)
 
 
 def changes(settings: Settings, *more: str) -> dict:
@@ -235,21 +246,6 @@ def log_odds(P: float) -> float:
 
 
 # ---- what is measured --------------------------------------------------------------------------------------
-
-
-def narrowed(mixture: Mixture, splits: str | None, rows: int | None) -> Mixture:
-    """Only some splits, and at most so many rows a task."""
-    names = splits.split(",") if splits else list(mixture.splits)
-    if missing := [name for name in names if name not in mixture.splits]:
-        raise ValueError(f"--splits: expected some of {', '.join(mixture.splits)}, got {', '.join(missing)}")
-    if rows is not None and rows < 2:
-        raise ValueError(f"--eval-rows: expected a number from 2, got {rows}")
-    options = mixture.options
-    if rows is not None:
-        options = {
-            name: replace(option, rows=min(rows, option.rows or rows)) for name, option in options.items()
-        }
-    return replace(mixture, splits={name: mixture.splits[name] for name in names}, options=options)
 
 
 def with_examples(mixture: Mixture, count: int) -> Mixture:
@@ -267,9 +263,8 @@ def with_examples(mixture: Mixture, count: int) -> Mixture:
         for i in range(count):
             pool = [row for row in rest if row.label == i % len(names)]
             if not pool:
-                raise ValueError(
-                    f"--shots: task {task.name!r} has too few rows of {names[i % len(names)]!r} beside its test rows"
-                )
+                label = names[i % len(names)]
+                raise ValueError(f"--shots: task {task.name!r} has too few rows of {label!r} beside its test rows")
             rest.remove(pool[0])
             examples.append(pool[0])
         rng.shuffle(examples)
@@ -293,20 +288,21 @@ def trained_conversations(run, mixture: Mixture) -> list:
     return load_conversations(mixture.instruct.path)
 
 
-def attack(model, tokenizer, mixture: Mixture, run) -> list[dict]:
-    rows = sum(len(rows) for _, rows in attacked_rows(mixture))
-    with progress("attack", 2 * rows * len(attacks("", ""))) as bar:
-        return measure_attacks(model, tokenizer, mixture, batch_tokens=run.batch_tokens, on_rows=bar.update)
-
-
-def progress(name: str, total: int | None = None, done: int = 0):
-    """On stderr: standard output is for what is piped on."""
-    columns = min(100, shutil.get_terminal_size().columns)
-    return tqdm(
-        desc=name, total=total, initial=done, unit="row", ncols=columns, mininterval=0.5, disable=rank() > 0
-    )
+def base_table(report: dict) -> str:
+    """Of a base alone: a line a split, and one a group of it."""
+    rows = []
+    for split, part in report["splits"].items():
+        named = {split: part["mean"]} | {
+            f"{split} / {group}": found for group, found in part["groups"].items()
+        }
+        for name, found in named.items():
+            base = found["base"]
+            keys = ("performance", "auroc", "tpr_at_5pct_fpr", "label_mass")
+            rows.append([name, *(number(base.get(key)) for key in keys), number(found["chance"])])
+    return grid(["base alone", "performance", "AUROC", "TPR at 5%", "label mass", "chance"], rows)
 
 
 if __name__ == "__main__":
-    with one_line_errors():
+    with one_line_errors("the same command, with --resume where --score writes to --out"):
+        keep_memory()
         sys.exit(main(parse(Settings, description=__doc__.split("\n")[0])))

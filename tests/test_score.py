@@ -159,7 +159,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_file(run, folder, capsys, mo
     assert evaluate(run, folder, **options) == 0
     whole = out.read_bytes()
     assert not capsys.readouterr().out and len(whole.splitlines()) == 30 and not (tmp_path / "scores.jsonl.part").exists()
-    with pytest.raises(ValueError, match="holds scores"):
+    with pytest.raises(ValueError, match="is already there; .*--overwrite"):
         evaluate(run, folder, **options)
     assert evaluate(run, folder, resume=True, **options) == 0 and out.read_bytes() == whole             # finished
     lines = whole.splitlines(keepends=True)
@@ -167,7 +167,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_file(run, folder, capsys, mo
         out.unlink()
         os.replace(tmp_path / "scores.jsonl.about.json", tmp_path / "scores.jsonl.part.about.json")
         (tmp_path / "scores.jsonl.part").write_bytes(part)
-        with pytest.raises(ValueError, match="not finished; .* --overwrite to replace it, or --resume"):
+        with pytest.raises(ValueError, match="not finished; give --resume to go on, --overwrite to start again"):
             evaluate(run, folder, **options)
         assert evaluate(run, folder, resume=True, **options) == 0
         again = [json.loads(line) for line in out.read_text().splitlines()]
@@ -225,7 +225,7 @@ def test_scores_are_replaced_only_when_asked_and_a_directory_never(run, folder, 
     out = tmp_path / "s.jsonl"
     options = dict(score=str(folder / "in.jsonl"), task=str(folder / "t.toml"), out=str(out))
     assert evaluate(run, folder, **options) == 0
-    with pytest.raises(ValueError, match="s.jsonl: holds scores; .*--overwrite"):
+    with pytest.raises(ValueError, match="s.jsonl is already there; .*--overwrite"):
         evaluate(run, folder, **options)
     assert evaluate(run, folder, **options, overwrite=True, threshold=0.5) == 0
     assert json.loads(out.read_text().splitlines()[0])["decision"] is not None
@@ -446,7 +446,7 @@ def test_mistakes_are_refused(run, folder, options, words):
 def test_what_can_be_refused_early_is_refused_before_the_model_is_read(run, folder, monkeypatch, tmp_path):
     monkeypatch.setattr("minimon.serve.monitor.load_model", None)
     for options, words in [
-            (dict(calibrate="t.toml", fpr=5.0), "--fpr"), (dict(merge_to=str(tmp_path)), "is there already; .*--overwrite"),
+            (dict(calibrate="t.toml", fpr=5.0), "--fpr"), (dict(merge_to=str(tmp_path)), "--merge-to: .* is already there; .*--overwrite"),
             (dict(score="none.jsonl", task="t.toml"), "none.jsonl"), (dict(attack=True, mixture="m.toml"), "new_domain"),
             (dict(splits="far", mixture="m.toml"), "--splits: expected some of trained, got far")]:
         options = {key: str(folder / value) if isinstance(value, str) and key != "splits" else value for key, value in options.items()}

@@ -134,7 +134,7 @@ def test_what_is_neither_a_text_nor_a_conversation_is_refused(run, items, words)
 
 def test_a_run_that_cannot_be_loaded_is_refused_in_a_line(run, tmp_path):
     for change, words in [
-            (dict(run=tmp_path / "none"), "expected a directory, found none"), (dict(task=run / "none.toml"), "expected a task file"),
+            (dict(run=tmp_path / "none"), "expected a directory, found none"), (dict(task=run / "none.toml"), "none.toml: expected a .*file, found none"),
             (dict(device="tpu"), "--device"), (dict(task=run / "words.toml"), "label 'threatening': expected a word that is one token"),
             (dict(model="none/none"), "expected a checkpoint directory or a hub id")]:
         options = {"run": run, "task": run / "t.toml"} | change
@@ -283,7 +283,7 @@ def test_splits_and_rows_bound_what_is_measured(capsys, tmp_path):
     assert evaluation.main(evaluation.Settings(**options, out=str(tmp_path / "out"))) == 0
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert list(report["splits"]) == ["new_domain"] and [task["n"] for task in report["splits"]["new_domain"]["tasks"]] == [4]
-    with pytest.raises(ValueError, match="out: holds a report; .*--overwrite"):
+    with pytest.raises(ValueError, match="--out: .*out is already there; .*--overwrite"):
         evaluation.main(evaluation.Settings(**options, out=str(tmp_path / "out")))
 
 

@@ -12,14 +12,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from minimon.batch import NO_LIMIT, Limit, row_limit, task_label_ids
 from minimon.checkpoint import load_model
+from minimon.evaluate import read
 from minimon.files import read_json, resolve, sha256
 from minimon.formats.transcript import text_of
 from minimon.lora import load_adapter
 from minimon.run.cli import check_device, shipped
 from minimon.run.processes import shard
 from minimon.run.provenance import base_files, check_same
-from minimon.serve._core import read, row_limit
 from minimon.serve.thresholds import find_calibration, sigmoid, tempered
 from minimon.tasks import Task, load_task
 from minimon.tokenizer import load_tokenizer
@@ -65,10 +66,17 @@ class Monitor:
     """One task asked of one model. Several threads may share a monitor: one of them scores at a time."""
 
     def __init__(
-        self, model, tokenizer, task: Task, *, limit=None, batch_tokens=None, threshold=None, temperature=1.0
+        self,
+        model,
+        tokenizer,
+        task: Task,
+        *,
+        limit: Limit = NO_LIMIT,
+        batch_tokens: int | None = None,
+        threshold: float | None = None,
+        temperature: float = 1.0,
     ):
-        """threshold: on log-odds at that temperature; None for no decision. limit: of a row's tokens
-        (batch.Limit)."""
+        """threshold: on log-odds at that temperature; None for no decision."""
         self.model, self.tokenizer, self.task = model, tokenizer, task
         self.limit, self.batch_tokens = limit, batch_tokens
         self.threshold, self.temperature = threshold, temperature
@@ -97,16 +105,20 @@ class Monitor:
 
         Raises FileNotFoundError or ValueError in one line for a directory, task, base, device or calibration
         that is missing, broken, or belongs to another adapter."""
-        check_device(device)
         task = task if isinstance(task, Task) else named_task(str(task))
         settings, adapter = run_settings(run, **changes), adapter_hash(run)
         entry = find_calibration(run, task, adapter) if threshold is None else None
         model, tokenizer = load_run(run, settings, device=device, any_base=any_base, sharded=sharded)
-        tokenizer.label_ids(list(task.labels))  # refused now, not at the first score
-        monitor = cls(model, tokenizer, task, batch_tokens=settings.batch_tokens, threshold=threshold)
-        monitor.limit = row_limit(model, tokenizer, settings.max_tokens)
-        if entry is not None:
-            monitor.threshold, monitor.temperature = entry["threshold"], entry["temperature"]
+        task_label_ids(tokenizer, task)  # refused now, not at the first score
+        monitor = cls(
+            model,
+            tokenizer,
+            task,
+            limit=row_limit(model.config, settings.max_tokens),
+            batch_tokens=settings.batch_tokens,
+            threshold=entry["threshold"] if entry else threshold,
+            temperature=entry["temperature"] if entry else 1.0,
+        )
         monitor.about = {"adapter": adapter, "settings": asdict(settings), "calibration": entry}
         return monitor
 
@@ -134,7 +146,8 @@ class Monitor:
         more."""
         options = {"limit": self.limit, "batch_tokens": self.batch_tokens, "on_rows": on_rows}
         with self.lock:
-            return read(self.model, self.tokenizer, self.task, texts, **options)
+            reading = read(self.model, self.tokenizer, self.task, texts, **options)
+        return reading.log_odds.double().numpy(), reading.left_out.numpy()
 
     def text_of(self, item, where: str) -> str:
         if not isinstance(item, (str, list)):
@@ -181,6 +194,7 @@ def run_settings(directory: str | Path | None, **given) -> RunSettings:
 def load_run(adapter, settings: RunSettings, *, device: str, any_base: bool = False, sharded: bool = False):
     """-> (model with the adapter, tokenizer); adapter None for the base alone. sharded: over torchrun's
     processes."""
+    check_device(device)
     base = resolve(shipped(settings.model))
     if adapter is not None and not any_base:
         advice = "name that base with --model, or give --any-base"

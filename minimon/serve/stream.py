@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from minimon.files import read_json, sha256, write_json
-from minimon.run.processes import each, from_first, rank, size
+from minimon.run.cli import check_output, progress
+from minimon.run.processes import dealing, from_first, rank, size
 from minimon.serve.inputs import STDIN, count_rows, read_items
 
 FIRST_ROWS, CHUNK_ROWS, CHUNK_CHARS = (
@@ -28,13 +29,11 @@ FIRST_ROWS, CHUNK_ROWS, CHUNK_CHARS = (
 )  # scored together; the first few, so that scores come at once
 
 
-def score_stream(
-    monitor, files: list[str], out=None, *, resume=False, overwrite=False, with_text=False, bar=None
-):
+def score_stream(monitor, files: list[str], out=None, *, resume=False, overwrite=False, with_text=False):
     """Scores the rows of files (inputs.input_files) into the file `out`, or to standard output.
 
-    bar(total, done) -> a progress bar. Several processes share the work, the first of them writes. Raises
-    ValueError naming file and line; what came before it is scored first."""
+    Several processes share the work, the first of them writes. Raises ValueError naming file and line; what
+    came before it is scored first."""
     items, done, stream = read_items(files, monitor.task), 0, nullcontext(sys.stdout)
     if out:
         about = about_scores(monitor, files) | {"with_text": with_text}
@@ -45,19 +44,18 @@ def score_stream(
         items = islice(items, done, None)
         stream = open(os.devnull if rank() else part_of(out), "a", encoding="utf-8")
     chunks = live_chunks(items) if files == [STDIN] else chunks_of(items)
-    with stream as target, bar(count_rows(files), done) if bar else nullcontext() as progress:
+    with stream as target, progress(count_rows(files), done, "score", "row") as bar:
         for lines in score_chunks(monitor, chunks, with_text):
             target.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
             target.flush()
-            if progress is not None:
-                progress.update(len(lines))
+            bar.update(len(lines))
     if out:
         from_first(lambda: finish(Path(out)))
 
 
 def score_chunks(monitor, chunks, with_text: bool = False):
     """Chunks of items -> lists of lines; of several processes each scores one at a time."""
-    problem = None
+    each, problem = dealing(monitor.model), None
     while problem is None:
         some = []
         try:
@@ -68,7 +66,7 @@ def score_chunks(monitor, chunks, with_text: bool = False):
         if not some:
             break
         costs = [len(chunk) for chunk in some]
-        yield from each(costs, lambda i, some=some: score_chunk(monitor, some[i], with_text), monitor.model)
+        yield from each(lambda chunk: score_chunk(monitor, chunk, with_text), some, costs)
     if problem is not None:
         raise problem
 
@@ -191,11 +189,12 @@ def refuse_existing(out: Path, resume: bool, overwrite: bool) -> None:
         raise ValueError(f"{out}: expected the name of a file for the scores, got a directory")
     if resume or overwrite:
         return
-    advice = "name another --out, or give --overwrite to replace it"
-    if out.exists():
-        raise ValueError(f"{out}: holds scores; {advice}")
     if part_of(out).exists():
-        raise ValueError(f"{part_of(out)}: holds scores that are not finished; {advice}, or --resume to go on")
+        raise ValueError(
+            f"{part_of(out)}: holds scores that are not finished; give --resume to go on, --overwrite to start "
+            "again, or name another --out"
+        )
+    check_output(out, overwrite)
 
 
 def prepare(out: Path, about: dict, resume: bool, overwrite: bool) -> int | None:

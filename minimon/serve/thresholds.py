@@ -17,6 +17,7 @@ import numpy as np
 from minimon.files import read_json, write_json
 from minimon.metrics import DRAWS, ece, percentiles
 from minimon.run.cli import shipped
+from minimon.run.lock import locked
 from minimon.run.processes import from_first
 from minimon.tasks import Row, Task, load_mixture
 
@@ -164,7 +165,8 @@ def calibrate_run(monitor, directory, *, fpr: float, fit: bool = False, on_rows=
         "checked": trained is not None,
         **found,
     }
-    path = from_first(lambda: save_calibration(directory, task, entry))
+    with locked(directory):
+        path = from_first(lambda: save_calibration(directory, task, entry))
     return f"{calibration_lines(task, entry)}\nstored in {path}"
 
 
