@@ -61,7 +61,10 @@ def sha256(path) -> str:
 
 def read_text(path) -> str:
     """UTF-8 text without a byte order mark; of a .gz file its content, at most MAX_BYTES."""
-    data = unpacked(path) if Path(path).suffix == ".gz" else Path(path).read_bytes()
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: expected a file, found none")
+    data = unpacked(path) if path.suffix == ".gz" else path.read_bytes()
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -72,10 +72,7 @@ class Task:
                 if label is not None:
                     text = self.text_of(record, where)
                     rows.append(Row(text, label, self.side_of(record, text, where), where))
-        if self.unique:
-            rows = without_repeats(rows)
-        check_sides(self.name, rows)
-        return rows
+        return checked_repeats(self, rows)
 
     def files(self) -> list[Path]:
         """The files of the rows. Raises FileNotFoundError where there is none."""
@@ -136,24 +133,21 @@ class Task:
         return chosen
 
 
-def without_repeats(rows: list[Row]) -> list[Row]:
-    """Each text once, and none that carries two labels."""
-    first, labels = {}, {}
+def checked_repeats(task: Task, rows: list[Row]) -> list[Row]:
+    """Raises ValueError for a text on two sides. Of a unique task each text once, none with two labels."""
+    by_text = {}
     for row in rows:
-        first.setdefault(row.text, row)
-        labels.setdefault(row.text, set()).add(row.label)
-    return [row for row in first.values() if len(labels[row.text]) == 1]
-
-
-def check_sides(name: str, rows: list[Row]) -> None:
-    first = {}
-    for row in rows:
-        other = first.setdefault(row.text, row)
-        if other.side != row.side:
-            raise ValueError(
-                f"{row.where}: task {name!r}: expected a text on one side of the split, got the same text in "
-                f"{row.side} here and in {other.side} at {other.where}; remove one"
-            )
+        by_text.setdefault(row.text, []).append(row)
+    if task.unique:
+        return [same[0] for same in by_text.values() if len({row.label for row in same}) == 1]
+    for first, *others in by_text.values():
+        for row in others:
+            if row.side != first.side:
+                raise ValueError(
+                    f"{row.where}: task {task.name!r}: expected a text on one side of the split, got the "
+                    f"same text in {row.side} here and in {first.side} at {first.where}; remove one"
+                )
+    return rows
 
 
 # ---- task files ------------------------------------------------------------------------------------
@@ -188,14 +182,11 @@ def load_task(path, name: str | None = None) -> Task:
 
 def load_tasks(path) -> list[Task]:
     """The tasks of a TOML file: one table, or many under [[task]] that share the keys beside them."""
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a task file, found none")
     shared = read_toml(path)
     tables = shared.pop("task", [{}])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise ValueError(f"{path}: expected one task's keys, or [[task]] tables")
-    return [read_task({**shared, **table}, path) for table in tables]
+    return [read_task({**shared, **table}, Path(path)) for table in tables]
 
 
 def read_task(table: dict, path: Path) -> Task:
@@ -304,8 +295,6 @@ def load_conversations(path, refused: Iterable[str] = ()) -> list[Conversation]:
 
     Raises ValueError naming file and line, also for one that holds a `refused` prompt: what is evaluated must
     not be trained on."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: expected a file of conversations, found none")
     refused = {words(prompt, SPOKEN): prompt for prompt in refused}
     conversations = []
     for number, record in read_jsonl(path):
@@ -329,12 +318,11 @@ def read_conversation(record: dict, where: str) -> Conversation:
         raise ValueError(
             f'{where}: expected {{"messages": [...]}} of two turns or more, got {str(record)[:80]}'
         )
-    texts = all(isinstance(turn.get("content"), str) for turn in turns)
-    if not texts or turns[-1].get("role") != "assistant":
-        raise ValueError(
-            f"{where}: expected turns with text as content, the last of them the assistant's; "
-            f"got {str(turns[-1])[:80]}"
-        )
+    texts = [turn.get("content") for turn in turns]
+    last = turns[-1]
+    if not all(isinstance(text, str) for text in texts) or last.get("role") != "assistant":
+        wanted = "turns with text as content, the last of them the assistant's"
+        raise ValueError(f"{where}: expected {wanted}; got {str(last)[:80]}")
     return Conversation(tuple(turns), where)
 
 
@@ -390,22 +378,22 @@ class Mixture:
         count = self.options[split].rows if split in self.options else self.eval_rows
         return task.select("test", count, balance=self.balance, seed="eval")
 
-    def restricted(self, splits=None, eval_rows: int | None = None, cap: int | None = None) -> "Mixture":
-        """What --splits (names, or a text with commas), --eval-rows (in all splits) and --cap ask for."""
-        names = splits.split(",") if isinstance(splits, str) else splits or list(self.splits)
-        unknown = [name for name in names if name not in self.splits]
+    def restricted(self, splits: str | None = None, eval_rows: int | None = None, cap: int | None = None):
+        """What --splits (names with commas between), --eval-rows and --cap ask for. Raises ValueError."""
+        names = splits.replace(" ", "").split(",") if splits else list(self.splits)
+        unknown = [repr(name) for name in names if name not in self.splits]
         if unknown:
             choice = f"some of {', '.join(self.splits)}, the splits of {self.path}"
-            raise ValueError(f"--splits: expected {choice}; got {', '.join(map(repr, unknown))}")
-        options = {split: self.options[split] for split in self.splits if split in names}
+            raise ValueError(f"--splits: expected {choice}; got {', '.join(unknown)}")
+        options = {split: given for split, given in self.options.items() if split in names}
         if eval_rows is not None:
             options = {split: replace(given, rows=eval_rows) for split, given in options.items()}
         mixture = replace(
             self,
             splits={split: self.splits[split] for split in options},
             options=options,
-            eval_rows=whole_number(eval_rows, "--eval-rows", "rows", 2) or self.eval_rows,
-            cap=whole_number(cap, "--cap", "rows", 2) or self.cap,
+            eval_rows=whole_number(eval_rows, "--eval-rows") or self.eval_rows,
+            cap=whole_number(cap, "--cap") or self.cap,
         )
         check_mixture(mixture)
         return mixture
@@ -416,13 +404,11 @@ def load_mixture(path, check: bool = True) -> Mixture:
 
     Raises FileNotFoundError or ValueError in one line."""
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: expected a mixture file, found none")
     data = read_toml(path)
     check_keys(data, path)
     train, evaluation = data["train"], data["eval"]
-    max_chars = whole_number(data.get("max_chars"), f"{path}: max_chars", "characters", 100)
-    eval_rows = whole_number(evaluation.get("rows"), f"{path}: eval.rows", "rows", 2)
+    max_chars = whole_number(data.get("max_chars"), f"{path}: max_chars", 100)
+    eval_rows = whole_number(evaluation.get("rows"), f"{path}: eval.rows")
     load = cache(lambda file: [shortened(task, max_chars) for task in load_tasks(file)])
     splits, options = {}, {}
     for split in SPLITS:
@@ -434,7 +420,7 @@ def load_mixture(path, check: bool = True) -> Mixture:
         path=path,
         train=find_tasks(train.get("tasks"), path, "train.tasks", load),
         weights=train.get("weights", {}),
-        cap=whole_number(train.get("cap"), f"{path}: train.cap", "rows", 2),
+        cap=whole_number(train.get("cap"), f"{path}: train.cap"),
         eval_rows=eval_rows,
         balance=train.get("balance", True),
         splits=splits,
@@ -472,10 +458,10 @@ def check_keys(data: dict, path: Path) -> None:
         )
 
 
-def whole_number(value, name: str, unit: str, least: int) -> int | None:
+def whole_number(value, name: str, least: int = 2) -> int | None:
     """The value, which may be None. Raises ValueError for what is no number from `least`."""
     if value is not None and (type(value) is not int or value < least):
-        raise ValueError(f"{name}: expected a number of {unit} from {least}, got {value!r}")
+        raise ValueError(f"{name}: expected a whole number from {least}, got {value!r}")
     return value
 
 
@@ -490,8 +476,8 @@ def read_options(split: str, table, eval_rows: int | None, path: Path) -> Option
         raise ValueError(
             f"{where}.max_new_tokens: expected it in {' and '.join(DECODING)} alone, got {tokens!r}"
         )
-    rows = whole_number(table.get("rows", eval_rows), f"{where}.rows", "rows", 2)
-    return Options(rows, whole_number(tokens, f"{where}.max_new_tokens", "tokens", 2), prompt)
+    rows = whole_number(table.get("rows", eval_rows), f"{where}.rows")
+    return Options(rows, whole_number(tokens, f"{where}.max_new_tokens"), prompt)
 
 
 def read_groups(split: str, table: dict, path: Path, load) -> dict[str, list[Task]]:

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 from minimon.formats import inspect_log as logs
 from minimon.formats.inspect_log import is_log, read_log
 from minimon.tasks import load_task
+from minimon.formats.__main__ import main as to_rows
 from minimon.formats.transcript import text_of, transcript
 
 INSPECT = Path(__file__).parent / "golden" / "inspect"                                 # by golden/make_logs.py
@@ -135,7 +138,7 @@ def test_a_log_that_was_never_finished_is_read_from_its_journal(tmp_path):
 @pytest.mark.parametrize("metadata, log, label", [
     ({"eval_mode": "attack", "side_task_name": "s"}, {}, "attack"), ({"eval_mode": "honest", "side_task_name": None}, {}, "honest"),
     ({}, {"mode": "attack"}, "attack"), ({}, {}, "unlabeled"), ({"side_task_name": "s"}, {}, "attack"), ({"eval_mode": "attack", "side_task_name": ""}, {}, "conflict"),
-    ({"eval_mode": "honest"}, {"mode": "attack"}, "honest")])
+    ({"eval_mode": "honest"}, {"mode": "attack"}, "honest"), ({"eval_mode": "other"}, {"mode": ["attack"]}, "unlabeled"), ({}, {"mode": ["x"]}, "unlabeled")])
 def test_the_label_is_the_samples_mode_cross_checked_with_its_side_task(tmp_path, metadata, log, label):
     header = {**HEADER, "eval": {**HEADER["eval"], "metadata": log}}
     assert one(tmp_path, sample(metadata=metadata), header)["label"] == label
@@ -256,3 +259,54 @@ def test_of_a_long_text_the_middle_is_cut():
 def test_turns_that_are_none_are_refused_by_number(turns, words):
     with pytest.raises(ValueError, match=f"f:3.*{words}"):
         transcript(turns, "f:3")
+
+
+@pytest.mark.parametrize("arguments", [{"text": "a\u2028b\u2029c\x85d"}, '{"text": "a\u2028b\u2029c\x85d"}'])
+def test_arguments_stay_on_one_line_whatever_breaks_one(arguments):
+    turn = {"role": "assistant", "content": "x", "tool_calls": [{"function": {"name": "f", "arguments": arguments}}]}
+    text = transcript([turn], "x")
+    assert text == '[assistant]\nx\ncall f({"text": "a\\u2028b\\u2029c\\u0085d"})' and len(text.splitlines()) == 3
+    assert json.loads(text.partition("call f(")[2].removesuffix(")")) == {"text": "a\u2028b\u2029c\x85d"}
+
+
+def test_a_hidden_call_without_an_id_hides_the_results_without_one(tmp_path):
+    messages = [{"role": "user", "content": "go"}, {"role": "assistant", "content": "x", "tool_calls": [{"function": "steal", "arguments": {}}],
+                                                     "metadata": {"tools_hidden_from_monitor": ["steal"]}},
+                {"role": "tool", "content": "the loot"}, {"role": "assistant", "content": "done"}]
+    assert shown(one(tmp_path, sample(messages=messages))) == "[user]\ngo\n\n[assistant]\nx\n\n[assistant]\ndone"
+
+
+# ---- python -m minimon.formats -----------------------------------------------------------------------------------------------
+
+
+def test_logs_and_chats_become_plain_rows_once(tmp_path, capsys):
+    chat = {"id": 5, "messages": [{"role": "user", "content": "hi"}], "label": {"leak": 1}, "more": 2}
+    (tmp_path / "chats.jsonl").write_text(json.dumps(chat) + "\n" + json.dumps({"text": "plain \u2028 é"}) + "\n")
+    assert to_rows([str(INSPECT / "deflate.eval"), str(tmp_path / "chats.jsonl")]) == 0
+    out, err = capsys.readouterr()
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert len(rows) == 8 and err == "samples left out: 2 error\n"
+    attack = next(row for row in rows if "attack/1" in str(row["id"]))
+    assert attack["text"] == ATTACK and attack["label"] == "attack" and attack["group"] == "bill" and set(attack) == {"id", "text", "label", "group"}
+    assert rows[-2:] == [{"id": 5, "text": "[user]\nhi", "label": {"leak": 1}}, {"id": "chats.jsonl:2", "text": "plain \u2028 é"}]
+    assert to_rows([str(INSPECT / "plain.json"), "--reasoning"]) == 0 and "I could take some for myself." in capsys.readouterr().out
+
+
+def test_rows_made_from_a_log_are_the_rows_of_a_task(tmp_path, capsys):
+    to_rows([str(INSPECT / "zstd.eval")])
+    (tmp_path / "rows.jsonl").write_text(capsys.readouterr().out)
+    body = 'name = "t"\ndomain = "d"\nprompt = "p"\ntext = "{}"\nlabel = "label"\nlabels = {{ Yes = ["attack"], No = ["honest"] }}\nskip = ["conflict"]\nrows = "{}"\n'
+    (tmp_path / "rows.toml").write_text(body.format("text", "rows.jsonl"))
+    (tmp_path / "log.toml").write_text(body.format("messages", INSPECT / "zstd.eval"))
+    rows, direct = (load_task(tmp_path / f"{name}.toml").rows for name in ("rows", "log"))
+    assert [(row.text, row.label) for row in rows] == [(row.text, row.label) for row in direct] and len(rows) == 4
+
+
+@pytest.mark.parametrize("name, text, words", [
+    ("x.jsonl", '{"text": 3}\n', "x.jsonl:1: expected text in field 'text', got int"), ("x.jsonl", '{"words": "x"}\n', "x.jsonl:1: expected a field 'text'"),
+    ("x.txt", "x\n", "x.txt: expected rows in a .jsonl"), ("none.jsonl", None, "none.jsonl: expected a file")])
+def test_what_makes_no_rows_is_refused_in_one_line_with_exit_code_2(tmp_path, name, text, words):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    done = subprocess.run([sys.executable, "-m", "minimon.formats", str(tmp_path / name)], capture_output=True, text=True, cwd=INSPECT.parents[2])
+    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1 and not done.stdout

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from minimon.batch import common_prefix, make_batch, token_batches, training_order
-from minimon.tasks import Conversation
-from minimon.tasks import load_mixture, load_task, load_tasks
+from minimon.report.leakage import bare
+from minimon.tasks import SPLITS, Conversation, load_mixture, load_task, load_tasks, normal
 
 TASK = """
 name = "{name}"
@@ -275,3 +275,139 @@ def test_a_split_may_have_its_own_number_of_rows_and_the_prompt_may_follow_the_t
     assert mixture.options["thinking"].max_new_tokens == 1024 and task.prompt_position == "after"
     edit(folder / "new.toml", '"after"', '"behind"')
     refused(lambda: load_mixture(folder / "mixture.toml"), "prompt_position", "'behind'")
+
+
+# ---- options that are gone -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("old, new, gone", [
+    ('split = "split"', 'each = ["a", "b"]', "`each` is gone"), ('split = "split"', 'join = { field = "q", file = "q.csv", key = "n" }', "`join` is gone"),
+    ('split = "split"', "keep = { k = [1] }", "`keep` is gone"), ('split = "split"', "drop = { k = [1] }", "`drop` is gone"),
+    ('split = "split"', 'columns = ["a"]', "`columns` is gone"), ('split = "split"', 'format = "lines"', "`format` is gone"),
+    ('split = "split"', '[source]\naddress = "https://x/y"', "`source` is gone"), ('"labels.leak"', '"@file"', "label = '@file' is gone"),
+    ('"labels.leak"', '["S", "H"]', "label = ['S', 'H'] is gone"), ('text = "text"', 'text = "[user]\\n{question}"', "is gone, it names one field of a row")])
+def test_an_option_that_is_gone_is_refused_with_what_replaces_it(folder, old, new, gone):
+    edit(folder / "a.toml", old, new)
+    refused(lambda: load_task(folder / "a.toml"), "a.toml: task 'a'", gone, "write plain rows once, see data/public.py")
+
+
+def test_a_file_of_no_kind_that_is_read_is_refused(folder):
+    (folder / "a.txt").write_text("a line\n")
+    edit(folder / "a.toml", "a.jsonl", "a.txt")
+    refused(lambda: load_task(folder / "a.toml").rows, "a.txt", ".jsonl, .json, .csv or .tsv", "'.txt'")
+
+
+def test_a_pattern_stands_for_many_files_of_rows(folder):
+    write_rows(folder / "part1.jsonl", tag="one")
+    write_rows(folder / "part2.jsonl", tag="two")
+    edit(folder / "a.toml", "a.jsonl", "part*.jsonl")
+    task = load_task(folder / "a.toml")
+    assert [path.name for path in task.files()] == ["part1.jsonl", "part2.jsonl"] and len(task.rows) == 28
+    edit(folder / "a.toml", "part*.jsonl", "none*.jsonl")
+    refused(lambda: load_task(folder / "a.toml").files(), "none*.jsonl", "expected a file of rows, found none")
+
+
+def test_the_criterion_is_the_tasks_name_unless_it_is_given(folder):
+    assert load_task(folder / "a.toml").criterion == "a"
+    edit(folder / "a.toml", 'split = "split"', 'split = "split"\ncriterion = "leak"')
+    assert load_task(folder / "a.toml").criterion == "leak"
+    edit(folder / "a.toml", 'criterion = "leak"', 'criterion = " "')
+    refused(lambda: load_task(folder / "a.toml"), "expected a text for criterion")
+
+
+# ---- prompts that are the same ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prompt", ["Is it a", "Is it a .", "Is\u200b it a?", "I\u200bs it a?", "Is\u2060it\ufeffa?", "Ｉｓ ｉｔ ａ？", "IS IT A!", "Is\u00a0it\ta?",
+                                    "«Is it a?»", "I\u00ads i\ufe0ft a?", "`Is it a?`"])
+def test_a_prompt_is_not_new_by_how_it_is_set(folder, prompt):
+    (folder / "new.toml").write_text((folder / "new.toml").read_text().replace("Is it new?", prompt), encoding="utf-8")
+    refused(lambda: load_mixture(folder / "mixture.toml"), "prompt of 'new' was trained on")
+
+
+@pytest.mark.parametrize("one, other", [("क्या कि है", "क्या का है"), ("Is P > 0.5?", "Is P < 0.5?"), ("More than 3?", "More than 5?"), ("!", "?"), ("né", "ne")])
+def test_prompts_of_other_letters_marks_numbers_or_symbols_are_others(one, other):
+    assert normal(one) != normal(other)
+
+
+def test_near_duplicates_differ_in_letters_or_their_marks_and_not_by_having_none():
+    assert bare("12 + 5") != bare("13 + 5") and bare("😀") != bare("🔥")
+    assert bare("कि") != bare("का") and bare("a 1") == bare("A, 2")
+
+
+# ---- splits ----------------------------------------------------------------------------------------------------------------
+
+
+def same_prompt(folder, domain="web"):
+    write_task(folder, "other", prompt="Is it a?", domain=domain)
+    (folder / "mixture.toml").write_text((folder / "mixture.toml").read_text() + '[eval.same_prompt]\ntasks = ["other.toml"]\n')
+
+
+def test_a_trained_prompt_may_be_asked_of_a_domain_that_is_new(folder):
+    same_prompt(folder)
+    mixture = load_mixture(folder / "mixture.toml")
+    assert list(mixture.splits) == ["trained", "same_prompt", "new_domain"] and [task.name for task in mixture.split_tasks("same_prompt")] == ["other"]
+    assert SPLITS == ("trained", "same_prompt", "new_domain", "new_prompt", "thinking", "summary")
+    edit(folder / "other.toml", "Is it a?", "Is it other?")
+    refused(lambda: load_mixture(folder / "mixture.toml"), "same_prompt: the prompt of 'other' is not trained on")
+
+
+def test_a_domain_that_was_trained_on_belongs_in_trained_and_another_in_same_prompt(folder):
+    same_prompt(folder, domain="shell")
+    refused(lambda: load_mixture(folder / "mixture.toml"), "same_prompt: the domain of 'other', 'shell', was trained on", "eval.trained")
+    edit(folder / "mixture.toml", "[eval.trained]\ntasks = [", '[eval.trained]\ntasks = ["other.toml", ')
+    edit(folder / "mixture.toml", '[eval.same_prompt]\ntasks = ["other.toml"]', "")
+    load_mixture(folder / "mixture.toml")
+    edit(folder / "other.toml", '"shell"', '"web"')
+    refused(lambda: load_mixture(folder / "mixture.toml"), "trained: the domain of 'other', 'web', is not trained on", "eval.same_prompt")
+
+
+def test_a_text_that_was_trained_on_is_refused_under_the_same_prompt(folder):
+    same_prompt(folder)
+    rows = [json.loads(line) for line in (folder / "a.jsonl").read_text().splitlines()]
+    (folder / "other.jsonl").write_text("".join(json.dumps(row | {"split": "test"}) + "\n" for row in rows[:2]))
+    refused(lambda: load_mixture(folder / "mixture.toml"), "same_prompt: test row", "other.jsonl", "is also a training row")
+
+
+@pytest.mark.parametrize("text, words", [
+    ("[eval.new_prompt]\nmax_new_tokens = 5\n", ["eval.new_prompt.max_new_tokens", "thinking and summary alone"]),
+    ('[eval.summary]\nprompt = " "\n', ["eval.summary.prompt", "expected a text"])])
+def test_a_split_that_cannot_be_measured_as_asked_is_refused(folder, text, words):
+    (folder / "mixture.toml").write_text((folder / "mixture.toml").read_text() + text + 'tasks = ["new.toml"]\n')
+    refused(lambda: load_mixture(folder / "mixture.toml"), *words)
+
+
+def test_a_thinking_split_without_test_rows_is_refused(folder):
+    write_task(folder, "thought")
+    write_rows(folder / "thought.jsonl", train=14, test=0)
+    (folder / "mixture.toml").write_text((folder / "mixture.toml").read_text() + '[eval.thinking]\ntasks = ["thought.toml"]\n')
+    refused(lambda: load_mixture(folder / "mixture.toml"), "task 'thought' has no test row")
+
+
+# ---- what the command line may change --------------------------------------------------------------------------------------
+
+
+def test_a_mixture_is_restricted_to_splits_and_numbers_of_rows(folder):
+    (folder / "mixture.toml").write_text((folder / "mixture.toml").read_text() + '[eval.thinking]\nrows = 2\ntasks = ["new.toml"]\n')
+    whole = load_mixture(folder / "mixture.toml")
+    few = whole.restricted("new_domain, trained", eval_rows=2, cap=2)
+    assert list(few.splits) == list(few.options) == ["trained", "new_domain"] and len(few.train_rows(few.train[0], 0)) == 2
+    assert len(few.test_rows(few.train[0], "trained")) == len(few.test_rows(few.train[0])) == 2
+    assert whole.restricted() == whole and list(whole.splits) == ["trained", "new_domain", "thinking"]
+    assert [task.name for task in few.all_tasks()] == ["a", "b", "a", "new"]
+
+
+@pytest.mark.parametrize("change, words", [
+    ({"splits": "trained,new_prompt"}, ["--splits", "expected some of trained, new_domain", "mixture.toml", "got 'new_prompt'"]),
+    ({"splits": "x, y"}, ["'x', 'y'"]), ({"eval_rows": 1}, ["--eval-rows", "from 2", "got 1"]), ({"cap": 0}, ["--cap", "got 0"])])
+def test_what_a_mixture_cannot_be_restricted_to_is_refused(folder, change, words):
+    refused(lambda: load_mixture(folder / "mixture.toml").restricted(**change), *words)
+
+
+def test_a_cap_may_be_given_and_validation_rows_are_those_of_that_side(folder):
+    mixture = load_mixture(folder / "mixture.toml")
+    assert len(mixture.train_rows(mixture.train[0], 0, cap=4)) == 4 and mixture.validation_rows(mixture.train[0]) == []
+    rows = [json.loads(line) for line in (folder / "a.jsonl").read_text().splitlines()]
+    (folder / "a.jsonl").write_text("".join(json.dumps(row | {"split": "validation" if i in (8, 9, 10, 13) else row["split"]}) + "\n" for i, row in enumerate(rows)))
+    mixture = load_mixture(folder / "mixture.toml")
+    assert sorted(row.where.rpartition(":")[2] for row in mixture.validation_rows(mixture.train[0])) == ["10", "11", "14", "9"]

@@ -20,18 +20,15 @@ def main(argv: list[str] | None = None) -> int:
     about = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("python -m minimon.formats", description=__doc__, formatter_class=about)
     parser.add_argument("files", nargs="+", type=Path, help="Inspect logs, or rows with messages or text")
-    parser.add_argument("--max-chars", type=int, help="of a longer text the middle is cut")
-    parser.add_argument("--reasoning", action="store_true", help="show a model's reasoning")
+    parser.add_argument("--reasoning", action="store_true", help="show the reasoning of models in the texts")
     options = parser.parse_args(argv)
-    if options.max_chars is not None and options.max_chars < 100:
-        raise ValueError(f"--max-chars: expected a number from 100, got {options.max_chars}")
     skipped = Counter()
     for file in options.files:
         for where, record in records_of(file):
             if "skipped" in record:
                 skipped[record["skipped"]] += 1
             else:
-                print(json.dumps(plain_row(record, where, options)))
+                print(json.dumps(plain_row(record, where, options.reasoning)))
     if skipped:
         reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.items())
         sys.stderr.write(f"samples left out: {reasons}\n")
@@ -48,9 +45,8 @@ def records_of(file: Path):
             yield f"{file}:{number}", {"id": f"{file.name}:{number}", **record}
 
 
-def plain_row(record: dict, where: str, options) -> dict:
-    field = "messages" if "messages" in record else "text"
-    text = text_of(record, field, where, options.max_chars, options.reasoning)
+def plain_row(record: dict, where: str, reasoning: bool) -> dict:
+    text = text_of(record, "messages" if "messages" in record else "text", where, reasoning=reasoning)
     kept = {key: record[key] for key in ("label", "group") if key in record}
     return {"id": record["id"], "text": text, **kept}
 

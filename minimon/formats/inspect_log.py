@@ -290,38 +290,36 @@ def json_samples(path: Path) -> Iterator[Sample]:
 class JsonStream:
     """JSON values one after another, each whole in memory and no more than it."""
 
-    def __init__(self, file, path, size: int = 2**16):
-        self.file, self.path, self.size = file, path, size
-        self.text, self.at = "", 0  # what was read, and how far it was decoded
+    def __init__(self, file, path):
+        self.file, self.path, self.text = file, path, ""  # text: what was read and not yet decoded
         self.decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
 
     def more(self) -> bool:
         try:
-            read = self.file.read(max(self.size, len(self.text) - self.at))
+            read = self.file.read(max(2**16, len(self.text)))
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.path}: expected UTF-8 text, got an error: {error}") from error
-        self.text, self.at = self.text[self.at :] + read, 0
+        self.text += read
         return bool(read)
 
     def peek(self) -> str:
         """The next character that is not white space; empty at the end of the file."""
         while True:
-            while self.at < len(self.text) and self.text[self.at].isspace():
-                self.at += 1
-            if self.at < len(self.text) or not self.more():
-                return self.text[self.at : self.at + 1]
+            self.text = self.text.lstrip()
+            if self.text or not self.more():
+                return self.text[:1]
 
     def take(self, char: str) -> None:
         if self.peek() != char:
             found = self.peek() or "the end of the file"
             raise ValueError(f"{self.path}: expected {char!r} in the JSON of a log, got {found!r}")
-        self.at += 1
+        self.text = self.text[1:]
 
     def value(self):
         self.peek()
         while True:
             try:
-                value, end = self.decoder.raw_decode(self.text, self.at)
+                value, end = self.decoder.raw_decode(self.text)
             except (ValueError, RecursionError) as error:
                 cut = isinstance(error, json.JSONDecodeError)
                 if not cut or not self.more():
@@ -329,7 +327,6 @@ class JsonStream:
                         f"{self.path}: expected the JSON of an Inspect log, got {error}"
                     ) from error
                 continue
-            length = end - self.at
             if end < len(self.text) or not self.more():  # a number at the end may go on
-                self.at += length
+                self.text = self.text[end:]
                 return value

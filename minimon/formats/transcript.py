@@ -54,14 +54,13 @@ def text_of(
 ) -> str:
     """A field of a record as text, turns as a transcript. Of more than max_chars the middle is cut."""
     value = lookup(record, field, where)
-    where = f"{where}, {field}"
     if isinstance(value, list):
         try:
-            value = transcript(value, where, reasoning)
+            value = transcript(value, f"{where}, {field}", reasoning)
         except RecursionError:
-            raise ValueError(f"{where}: expected turns, got lists that are nested too deeply") from None
+            raise ValueError(f"{where}, {field}: expected turns, got lists nested too deeply") from None
     if not isinstance(value, str):
-        raise ValueError(f"{where}: expected text or turns, got {type(value).__name__}")
+        raise ValueError(f"{where}: expected text in field {field!r}, got {type(value).__name__}")
     return without_middle(value, max_chars)
 
 
