@@ -220,7 +220,7 @@ def decline(files):
     for path in files:
         for record in objects(path):
             if record["category"] in kinds:
-                yield row(record["prompt"], "contrast" not in path.name, kind=record["category"])
+                yield row(record["prompt"], "contrast" not in path.name)
 
 
 def unsafe_prompt(files):
