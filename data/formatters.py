@@ -144,7 +144,7 @@ def jailbreak_reply(files):
     for path in files[:2]:
         for record in table(path):
             question = questions[record["question"]]
-            yield row(f"Request: {question}\n\nReply: {record['Response']}", record["label"], question)
+            yield row(f"Request: {question}\n\nReply: {record['Response']}", record["label"] == "1", question)
 
 
 def hallucination(files):
@@ -220,7 +220,7 @@ def decline(files):
     for path in files:
         for record in objects(path):
             if record["category"] in kinds:
-                yield row(record["prompt"], "contrast" not in path.name, kind=record["category"])
+                yield row(record["prompt"], "contrast" not in path.name)
 
 
 def unsafe_prompt(files):
@@ -429,10 +429,8 @@ def hate_emoji(files):
     """A row and its minimal contrast are one group."""
     for path in files:
         for record in table(path):
-            pair = sorted(
-                [record["entry_id"], record["matched_id"]], key=lambda number: int(float(number or -1))
-            )
-            yield row(record["text"], record["label_gold"] == "1", pair[0])
+            pair = min(int(record["entry_id"]), int(record["matched_id"]))
+            yield row(record["text"], record["label_gold"] == "1", f"pair {pair}")
 
 
 def toxic_comment(files):
@@ -539,14 +537,14 @@ def spam(files):
 
 
 def instruct(files):
-    """Conversations of an instruction and its answer. Those that are classification are left out."""
+    """Conversations of an instruction and its answer.
+
+    Left out: classification, answers of fewer than four words (mostly classes as well) and what is long."""
     for path in files:
         for record in objects(path):
-            if not record.get("is_classification"):
-                for case in record["instances"]:
-                    user = f"{record['instruction']}\n\n{case['input']}".strip()
-                    turns = [
-                        {"role": "user", "content": user},
-                        {"role": "assistant", "content": case["output"].strip()},
-                    ]
+            for case in record["instances"]:
+                user, answer = f"{record['instruction']}\n\n{case['input']}".strip(), case["output"].strip()
+                unsuitable = len(answer.split()) < 4 or len(user) + len(answer) > 1500
+                if not record.get("is_classification") and not unsuitable:
+                    turns = [{"role": "user", "content": user}, {"role": "assistant", "content": answer}]
                     yield {"messages": turns}

@@ -101,16 +101,25 @@ def choose(sets: dict, settings: argparse.Namespace) -> dict:
 
 
 def sets_of(mixture_path: str, sets: dict) -> list[str]:
-    """The sets that a mixture's tasks and instructions read; a file of rows begins with its set's name."""
+    """The sets that a mixture's tasks and instructions read."""
     mixture = load_mixture(shipped(mixture_path), check=False)
     paths = [task.path for task in mixture.all_tasks()]
     if mixture.instruct:
         paths.append(mixture.instruct.path)
-    stems = [path.stem for path in paths]
-    names = [name for name in sets if any(stem == name or stem.startswith(f"{name}-") for stem in stems)]
+    names = {set_of(path, sets) for path in paths if path.resolve().parent == FOLDER / "rows"}
     if not names:
         raise ValueError(f"{mixture_path}: expected tasks that read public sets, got none; nothing to fetch")
-    return names
+    return [name for name in sets if name in names]
+
+
+def set_of(path: Path, sets: dict) -> str:
+    """The set that a file of rows belongs to: the longest name that the file's begins with."""
+    names = [name for name in sets if f"{path.stem}-".startswith(f"{name}-")]
+    if not names:
+        raise ValueError(
+            f"{path}: expected the rows of a set of {REGISTRY.name}, got none; --list names them"
+        )
+    return max(names, key=len)
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -207,9 +216,9 @@ def write_rows(name: str, table: dict, folder: Path) -> None:
         for row in formatter(files):
             part = row.pop("part", None)
             parts[f"{name}-{part}" if part else name].append(row)
-    except (KeyError, TypeError, IndexError) as error:
+    except (KeyError, TypeError, IndexError, ValueError) as error:
         raise ValueError(
-            f"{name}: expected the fields that formatters.{formatter.__name__} reads, got {error!r}"
+            f"{name}: expected what formatters.{formatter.__name__} reads, got {error!r}"
         ) from error
     for part, rows in parts.items():
         write_jsonl(folder / f"rows/{part}.jsonl", bounded(rows))

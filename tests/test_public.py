@@ -1,32 +1,29 @@
-"""Public data sets: fetching, the ways their rows lie, and what the shipped task files promise."""
+"""Public data sets: fetching, a formatter each, and what the shipped task files and mixtures promise."""
 
 import functools
-import gzip
 import hashlib
 import http.server
 import json
 import re
 import threading
-from dataclasses import replace
+import tomllib
+from collections import Counter
 from pathlib import Path
 
+import formatters
+import public
 import pytest
+from public_sets import SETS, write_set
 
-import download
-from minimon.tasks import load_mixture, load_task, load_tasks
+from minimon.tasks import load_conversations, load_mixture, load_tasks, normal
 
 ROOT = Path(__file__).resolve().parent.parent
-PUBLIC = ROOT / "data/tasks/public"
-BASE = 'name = "t"\ndomain = "d"\nprompt = "p"\nlabels = { Yes = ["1"], No = ["0"] }\n'
-
-
-def task(folder, body, base=BASE):
-    (folder / "t.toml").write_text(base + body)
-    return load_task(folder / "t.toml")
-
-
-def read(folder, body, base=BASE):
-    return [(row.text, row.label) for row in task(folder, body, base).rows]
+REGISTRY = tomllib.loads((ROOT / "data/public.toml").read_text())
+TASKS = [task for path in sorted((ROOT / "data/tasks/public").glob("*.toml")) for task in load_tasks(path)]
+MIXTURES = {
+    name: load_mixture(ROOT / f"data/mixtures/{name}.toml", check=False) for name in ("real", "real-small")
+}
+FETCHED = (ROOT / "data/public/rows").is_dir()
 
 
 def refused(call, *words):
@@ -35,177 +32,221 @@ def refused(call, *words):
     assert "\n" not in str(error.value) and all(word in str(error.value) for word in words), error.value
 
 
-# ---- how rows lie --------------------------------------------------------------------------------------------------------------
+def formatter(name):
+    return getattr(formatters, name.replace("-", "_"))
 
 
-def test_gzip_is_opened_and_a_format_may_be_said(tmp_path):
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"t": "x", "y": "1"}\n'))
-    (tmp_path / "b.json").write_text('{"t": "x", "y": "1"}\n{"t": "z", "y": "0"}\n')
-    assert read(tmp_path, 'rows = "a.jsonl.gz"\ntext = "t"\nlabel = "y"\n') == [("x", 0)]
-    assert read(tmp_path, 'rows = "b.json"\nformat = "jsonl"\ntext = "t"\nlabel = "y"\n') == [("x", 0), ("z", 1)]
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b"x" * 1000)[:-9])
-    refused(lambda: read(tmp_path, 'rows = "a.jsonl.gz"\ntext = "t"\nlabel = "y"\n'), "a.jsonl.gz", "gzip")
+# ---- formatters -----------------------------------------------------------------------------------
 
 
-def test_a_table_without_header_has_columns_and_no_quoting(tmp_path):
-    (tmp_path / "a.tsv").write_text('1\tsay "hi\n0\t"quoted"\u2028still\n')
-    body = 'rows = "a.tsv"\ncolumns = ["y", "t"]\ntext = "t"\nlabel = "y"\n'
-    assert read(tmp_path, body) == [('say "hi', 0), ('"quoted"\u2028still', 1)]
-    (tmp_path / "a.tsv").write_text("1\tx\n0\n")
-    refused(lambda: read(tmp_path, body), "a.tsv:2", "2 fields", "columns")
+@pytest.mark.parametrize("name", SETS)
+def test_a_formatter_yields_text_label_and_group_and_no_field_that_leaks_the_label(name, tmp_path):
+    rows = list(formatter(name)(write_set(name, tmp_path)))
+    assert {row["text"]: row["label"] for row in rows} == SETS[name][1]
+    assert all(isinstance(row["group"], str) and row["group"] for row in rows)
+    assert not any("HIDDEN" in row["text"] for row in rows)
 
 
-def test_the_file_may_give_the_label(tmp_path):
-    for name in ("yes", "no"):
-        (tmp_path / f"{name}.txt").write_text(f"{name} one\n\n{name} two\n")
-    assert read(tmp_path, 'rows = "*.txt"\ntext = "line"\nlabel = "@file"\n', BASE.replace('"1"', '"yes.txt"').replace('"0"', '"no.txt"')) == [
-        ("no one", 1), ("no two", 1), ("yes one", 0), ("yes two", 0)]
+def test_every_set_of_the_registry_has_a_formatter_and_a_fixture():
+    assert set(SETS) | {"instruct"} == set(REGISTRY)
+    assert all(callable(formatter(name)) for name in REGISTRY)
 
 
-def test_a_record_may_give_many_rows_and_point_to_another(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"q": 3, "good": {"s": "4", "ok": "0"}, "bad": {"s": "5", "ok": "1"}}\n')
-    (tmp_path / "q.csv").write_text("n,text\n3,What is 2+2?\n")
-    body = 'rows = "a.jsonl"\neach = ["good", "bad"]\ntext = "{@join.text} {@value.s}"\nlabel = "@value.ok"\njoin = { field = "q", file = "q.csv", key = "n" }\n'
-    assert read(tmp_path, body) == [("What is 2+2? 4", 1), ("What is 2+2? 5", 0)]
-    assert read(tmp_path, body.replace('"@value.ok"', '"@name"'), BASE.replace('"1"', '"bad"').replace('"0"', '"good"'))[1][1] == 0
-    (tmp_path / "q.csv").write_text("n,text\n4,x\n")
-    refused(lambda: read(tmp_path, body), "a.jsonl:1", "q.csv", "'3'")
+@pytest.mark.parametrize("name", ["disfluent", "hate-emoji", "nonsense", "simple-english", "vulnerability"])
+def test_rows_made_of_one_record_are_one_group(name, tmp_path):
+    rows = list(formatter(name)(write_set(name, tmp_path)))
+    assert len(rows) == 2 and len({row["group"] for row in rows}) == 1
 
 
-def test_rows_are_kept_and_dropped_by_other_fields(tmp_path):
-    rows = [("a", "1", None, 1), ("b", "0", "kind one", 1), ("c", "1", "kind two", 2), ("d", "0", "other", 1)]
-    (tmp_path / "a.jsonl").write_text('{"about": "the file"}\n' + "".join(json.dumps(dict(zip("tykn", row))) + "\n" for row in rows))
-    body = 'rows = "a.jsonl"\ntext = "t"\nlabel = "y"\n'
-    assert read(tmp_path, body + 'keep = { k = ["kind*", "other"] }\n') == [("b", 1), ("c", 0), ("d", 1)]
-    assert read(tmp_path, body + 'keep = { k = ["*"] }\ndrop = { n = [2], k = ["other"] }\n') == [("b", 1)]
+def test_matched_formatters_keep_as_many_of_either_label_at_every_length():
+    @formatters.matched
+    def uneven(files):
+        for length in range(1, 300):
+            yield formatters.row("x" * length, length % 3 == 0)
+
+    rows = list(uneven([]))
+    bands = Counter((len(row["text"]) // 50, row["label"]) for row in rows)
+    assert (
+        len(rows) > 100
+        and Counter(row["label"] for row in rows)[0] == Counter(row["label"] for row in rows)[1]
+    )
+    assert all(abs(bands[band, 0] - bands[band, 1]) <= 8 for band in range(6))
 
 
-def test_of_several_label_fields_the_first_label_found_counts_and_a_missing_one_has_a_default(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"t": "a", "S": 0, "V": 1}\n{"t": "b", "H": 0}\n{"t": "c"}\n')
-    body = 'rows = "a.jsonl"\ntext = "t"\nlabel = ["S", "H", "V"]\n'
-    base = BASE.replace('["1"]', "[1]").replace('["0"]', "[0]")
-    assert read(tmp_path, body + "default = 0\n", base) == [("a", 0), ("b", 1), ("c", 1)]
-    refused(lambda: read(tmp_path, body, base), "a.jsonl:1", "'H'")
+def test_parts_go_to_files_of_their_own(tmp_path):
+    files = {f"owner/{name}.jsonl": "" for name in ("one", "two")}
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("\n".join(LINES[:2]))
+    public.write_rows("persona", {"address": "https://nowhere.invalid", "files": files}, tmp_path)
+    assert {path.name for path in (tmp_path / "rows").iterdir()} == {"persona-one.jsonl", "persona-two.jsonl"}
 
 
-def test_a_group_falls_on_one_side_and_repeats_are_left_out(tmp_path):
-    rows = [{"t": f"text {i}", "y": str(i % 2), "g": i % 40} for i in range(400)] + [{"t": "text 0", "y": "0", "g": 0}, {"t": "text 1", "y": "0", "g": 99}]
-    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = task(tmp_path, 'rows = "a.jsonl"\ntext = "t"\nlabel = "y"\ngroup = "g"\nunique = true\n').rows
-    assert len(found) == 399 and "text 1" not in {row.text for row in found}           # once each, and none with two labels
-    sides = {}
-    for row in found:
-        sides.setdefault(int(row.text.split()[1]) % 40, set()).add(row.side)
-    assert all(len(group) == 1 for group in sides.values()) and {"train", "test"} == set.union(*sides.values())
+def test_instructions_are_conversations_without_classification_short_answers_and_long_ones(tmp_path):
+    def record(instruction, output, **more):
+        return {"instruction": instruction, "instances": [{"input": "", "output": output}], **more}
+
+    answer = "A long enough answer."
+    records = [
+        record("Write.", answer),
+        record("Sort.", answer, is_classification=True),
+        record("Spam?", "Spam"),
+    ]
+    records.append(record("Copy " + "x" * 1500, answer))
+    path = tmp_path / "seed.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in records))
+    rows = list(formatters.instruct([path]))
+    assert [row["messages"][0]["content"] for row in rows] == ["Write."]
+    path.write_text(json.dumps(rows[0]) + "\n")
+    assert load_conversations(path)[0].messages[-1]["content"] == answer
 
 
-@pytest.mark.parametrize("body, words", [
-    ('format = "xml"\n', ["format", "'xml'"]), ('each = "a"\n', ["each"]), ("keep = 3\n", ["keep"]), ('join = { file = "q" }\n', ["join"]),
-    ("max_chars = 5\n", ["max_chars", "5"]), ("unique = 1\n", ["unique"]), ("group = 1\n", ["group"]), ("source = 1\n", ["source"]),
-    ('[source]\naddress = "ftp://x/y"\nlicence = "MIT"\nfiles = { a = "00" }\n', ["sha256", "'00'"]),
-    (f'[source]\naddress = "ftp://x/y"\nlicence = "MIT"\nfiles = {{ a = "{"0" * 64}" }}\n', ["address", "ftp"]),
-    (f'[source]\naddress = "https://x/y"\nlicence = ""\nfiles = {{ a = "{"0" * 64}" }}\n', ["licence"]),
-    (f'[source]\naddress = "https://x/y"\nlicence = "MIT"\nfiles = {{ "../a" = "{"0" * 64}" }}\n', ["'../a'"]),
-    (f'[source]\naddress = "https://x/../y"\nlicence = "MIT"\nfiles = {{ a = "{"0" * 64}" }}\n', ["address"])])
-def test_a_malformed_option_is_refused_by_name(tmp_path, body, words):
-    refused(lambda: task(tmp_path, 'rows = "a.jsonl"\ntext = "t"\nlabel = "y"\n' + body), "t.toml", *words)
+@pytest.mark.parametrize("name", REGISTRY)
+def test_a_fetched_set_yields_the_counted_rows(name):
+    files = [public.local(REGISTRY[name], file, ROOT / "data/public") for file in REGISTRY[name]["files"]]
+    if not all(path.is_file() for path in files):
+        pytest.skip(f"{name} is not fetched: python data/public.py {name}")
+    whole = getattr(formatter(name), "__wrapped__", formatter(name))
+    rows = list(whole(files))
+    counts = (
+        {"conversations": len(rows)} if name == "instruct" else Counter(str(row["label"]) for row in rows)
+    )
+    assert dict(counts) == REGISTRY[name]["counts"]
 
 
-def test_a_mixture_may_bound_every_text(tmp_path):
-    for name in ("a", "b"):
-        rows = [{"t": f"{name} {i} " + "x" * 300, "y": str(i % 2)} for i in range(60)]
-        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        (tmp_path / f"{name}.toml").write_text(BASE.replace('"t"', f'"{name}"').replace('"p"', f'"{name}?"') + f'rows = "{name}.jsonl"\ntext = "t"\nlabel = "y"\n')
-    (tmp_path / "m.toml").write_text('max_chars = 200\n[train]\ntasks = ["a.toml"]\n[eval.new_domain]\ntasks = ["b.toml"]\n')
-    mixture = load_mixture(tmp_path / "m.toml")
-    assert {len(row.text.split("\n")) for row in mixture.train[0].rows} == {3} and mixture.splits["new_domain"][""][0].max_chars == 200
+# ---- the shipped task files -----------------------------------------------------------------------
 
 
-# ---- the shipped task files ----------------------------------------------------------------------------------------------------
+def test_every_set_is_pinned_by_commit_and_sha256_and_says_its_licence():
+    for name, table in REGISTRY.items():
+        assert re.fullmatch(
+            r"https://raw\.githubusercontent\.com/[\w.-]+/[\w.-]+/[0-9a-f]{40}", table["address"]
+        ), name
+        assert table["licence"] and table["files"], name
+        assert all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in table["files"].values()), name
 
 
-MIXTURES = {name: load_mixture(ROOT / f"data/mixtures/{name}.toml", check=False) for name in ("public", "public-small", "public-all")}
+def test_every_task_reads_a_set_of_the_registry_and_every_set_has_a_task():
+    assert all(task.path.resolve().parent == ROOT / "data/public/rows" for task in TASKS)
+    assert {public.set_of(task.path, REGISTRY) for task in TASKS} == set(REGISTRY) - {"instruct"}
 
 
-def test_the_public_mixture_has_twelve_licensed_sets_and_holds_trajectories_out():
-    mixture = MIXTURES["public"]
-    tasks = mixture.all_tasks()
-    assert len({tuple(task.reading.source.files) for task in tasks}) == len({task.domain for task in tasks}) == 12
-    assert all(task.reading.source.licensed for task in tasks)
-    held_out = {task.domain for tasks in mixture.splits["new_domain"].values() for task in tasks}
-    assert not held_out & {task.domain for task in mixture.train} and {"app-agents", "tool-agents", "airline-agents"} <= held_out
-    assert {task.domain for task in mixture.splits["new_prompt"][""]} <= {task.domain for task in mixture.train}
-    assert [task.name for task in MIXTURES["public-all"].all_tasks() if not task.reading.source.licensed]
+def test_names_are_unique_and_prompts_are_too_but_where_a_trained_prompt_meets_a_new_domain():
+    names = [task.name for task in TASKS]
+    assert len(set(names)) == len(names) >= 100
+    again = [task for task in TASKS if Path(task.where).stem == "same_prompt"]
+    prompts = [normal(task.prompt) for task in TASKS if task not in again]
+    assert len(set(prompts)) == len(prompts)
+    assert {normal(task.prompt) for task in again} < set(prompts)
 
 
-def test_every_public_task_pins_its_files_and_has_a_prompt_of_its_own():
-    tasks = [task for path in sorted(PUBLIC.glob("*.toml")) for task in load_tasks(path)]
-    assert len({task.prompt for task in tasks}) == len({task.name for task in tasks}) == len(tasks) >= 15
-    for task in tasks:
-        assert re.fullmatch(r"https://raw\.githubusercontent\.com/[\w.-]+/[\w.-]+/[0-9a-f]{40}", task.reading.source.address), task.name
-        assert task.path.resolve() == ROOT / "data/public" and list(task.labels) == ["Yes", "No"]
+def test_prompts_name_the_answers_and_a_third_of_the_training_tasks_has_others_than_yes_and_no():
+    for task in TASKS:
+        assert all(re.search(rf"\b{label}\b", task.prompt, re.IGNORECASE) for label in task.labels), task.name
+    train = MIXTURES["real"].train
+    assert sum(list(task.labels) != ["Yes", "No"] for task in train) >= len(train) / 4
 
 
-HIDDEN = {"agent-risk": {"risk_description", "goal", "label"}, "agent-attacked": {"risk_type", "failure_mode", "risk_description", "ambiguous", "label"},
-          "agent-injected": {"metadata"}, "airline-agent": {"info", "reward"}, "search-agent": {"ground_truth", "answer_text", "step_labels", "final_label"},
-          "hallucination": {"hallucination_spans", "hallucination"}, "arithmetic": {"ground_truth", "is_correct"}, "vulnerability": {"vul_type", "line_changes"}}
+# ---- the mixtures ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", HIDDEN)
-def test_fields_that_leak_the_label_are_never_shown(name):
-    from minimon.formats.transcript import fields_of
-    shown = {part for field in fields_of(load_task(PUBLIC / f"{name}.toml").text) for part in field.split(".")}
-    assert shown and not shown & HIDDEN[name]
+@pytest.mark.parametrize("name", MIXTURES)
+def test_no_prompt_of_the_evaluation_is_trained_on_where_it_should_be_new(name):
+    mixture = MIXTURES[name]
+    trained = {normal(task.prompt) for task in mixture.train}
+    domains = {task.domain for task in mixture.train}
+    for split in ("new_domain", "new_prompt"):
+        tasks = [task for group in mixture.splits[split].values() for task in group]
+        assert not trained & {normal(task.prompt) for task in tasks}
+        assert all((task.domain in domains) == (split == "new_prompt") for task in tasks)
+    same = mixture.splits["same_prompt"][""]
+    assert all(normal(task.prompt) in trained and task.domain not in domains for task in same)
 
 
-# ---- fetching --------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", MIXTURES)
+def test_every_set_of_a_mixture_has_a_licence_of_the_repository(name):
+    for task in MIXTURES[name].all_tasks():
+        licence = REGISTRY[public.set_of(task.path, REGISTRY)]["licence"]
+        assert licence != public.UNLICENSED and "badge" not in licence, task.name
 
 
-FILES = {"data/one.jsonl": b"".join(b'{"t": "text %d", "y": "%d"}\n' % (i, i % 2) for i in range(40)), "data/two words.jsonl": b'{"t": "last", "y": "1"}\n'}
+def test_the_real_mixture_is_as_wide_as_it_says():
+    mixture = MIXTURES["real"]
+    assert len(mixture.train) == 40 and len({task.domain for task in mixture.train}) == 25
+    new = mixture.splits["new_domain"]
+    assert set(new) == {"adjacent", "far"} and sum(map(len, new.values())) >= 12
+    assert {"agent-risk", "sql-agent", "shell-agent", "airline-agent"} <= {task.name for task in new["far"]}
+    assert set(mixture.splits["new_prompt"]) == {"other_criterion", "reversed", "renamed", "text_first"}
+    assert {"thinking", "summary", "same_prompt"} <= set(mixture.splits)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+@pytest.mark.skipif(not FETCHED, reason="needs the rows: python data/public.py")
+def test_a_fetched_mixture_passes_its_checks_with_enough_rows_a_task(name):
+    mixture = load_mixture(ROOT / f"data/mixtures/{name}.toml")
+    assert all(len(mixture.train_rows(task, 0)) == 250 for task in mixture.train)
+    for split, groups in mixture.splits.items():
+        rows = [len(mixture.test_rows(task, split)) for tasks in groups.values() for task in tasks]
+        assert min(rows) >= min(40, mixture.options[split].rows)
+
+
+# ---- fetching -------------------------------------------------------------------------------------
+
+
+STATEMENTS = [("I am kind.", " Yes"), ("I am cold.", " No"), ("I do help.", " Yes"), ("I do harm.", " No")]
+LINES = [json.dumps({"statement": text, "answer_matching_behavior": answer}) for text, answer in STATEMENTS]
+FILES = {
+    "data/one.jsonl": "\n".join(LINES[:2]).encode(),
+    "data/two words.jsonl": "\n".join(LINES[2:]).encode(),
+}
 
 
 @pytest.fixture
 def sets(tmp_path):
-    """A mixture of two tasks over one source, and a folder and a server that hold it."""
+    """A registry of one set in two files, and a folder that holds them."""
     here = tmp_path / "mirror/owner/name/commit"
     for name, data in FILES.items():
         (here / name).parent.mkdir(parents=True, exist_ok=True)
         (here / name).write_bytes(data)
     files = "".join(f'"{name}" = "{hashlib.sha256(data).hexdigest()}"\n' for name, data in FILES.items())
-    for name in ("a", "b"):
-        (tmp_path / f"{name}.toml").write_text(BASE.replace('"t"', f'"{name}"').replace('"p"', f'"{name}?"') + (
-            'rows = "got"\ntext = "t"\nlabel = "y"\n[source]\naddress = "https://nowhere.invalid/owner/name/commit"\n'
-            f'licence = "MIT"\n[source.files]\n{files}'))
-    (tmp_path / "m.toml").write_text('[train]\ntasks = ["a.toml"]\n[eval.trained]\ntasks = ["a.toml"]\n')
+    address = 'address = "https://nowhere.invalid/owner/name/commit"\nlicence = "MIT"\n'
+    (tmp_path / "sets.toml").write_text(f"[oversight]\n{address}[oversight.files]\n{files}")
     return tmp_path
 
 
-def fetch(sets, base, **changes):
-    return download.main(replace(download.Settings(mixture=str(sets / "m.toml"), from_=str(base)), **changes))
+def fetch(sets, mirror, *flags, names=("oversight",)):
+    options = ["--folder", str(sets / "got"), "--registry", str(sets / "sets.toml"), "--from", str(mirror)]
+    return public.main([*names, *options, *flags])
 
 
 def got(sets, name="data/one.jsonl"):
     return sets / "got/owner/name/commit" / name
 
 
-def test_files_come_from_a_folder_whole_and_the_task_reads_them(sets, capsys):
-    refused(lambda: load_mixture(sets / "m.toml"), "one.jsonl", "data/download.py")
+def test_files_come_from_a_folder_whole_and_become_rows(sets, capsys):
     assert fetch(sets, sets / "mirror") == 0
-    assert all(got(sets, name).read_bytes() == data for name, data in FILES.items()) and "licence: MIT" in capsys.readouterr().out
-    assert len(load_mixture(sets / "m.toml").train[0].rows) == 41 and not list(sets.rglob("*.part"))
+    assert all(got(sets, name).read_bytes() == data for name, data in FILES.items())
+    assert "licence: MIT" in capsys.readouterr().out
+    rows = [json.loads(line) for line in (sets / "got/rows/oversight.jsonl").read_text().splitlines()]
+    assert {(row["text"], row["label"]) for row in rows} == {
+        (text, int(a == " Yes")) for text, a in STATEMENTS
+    }
+    assert not list(sets.rglob("*.part")) and not list(sets.rglob("*.tmp"))
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_one_byte_changed_is_refused_when_fetched_and_when_read(sets, name):
+def test_one_byte_changed_is_refused_and_no_rows_are_written(sets, name):
     source = sets / "mirror/owner/name/commit" / name
     good = source.read_bytes()
     source.write_bytes(good[:5] + bytes([good[5] ^ 1]) + good[6:])
-    refused(lambda: fetch(sets, sets / "mirror"), name, "sha256", "1 of 2 files failed")
-    assert not got(sets, name).exists() and not list(sets.rglob("*.part"))
+    refused(lambda: fetch(sets, sets / "mirror"), name, "sha256", "1 files failed")
+    assert (
+        not got(sets, name).exists() and not list(sets.rglob("*.part")) and not (sets / "got/rows").exists()
+    )
     source.write_bytes(good)
     assert fetch(sets, sets / "mirror") == 0
     got(sets, name).write_bytes(good[:5] + bytes([good[5] ^ 1]) + good[6:])
-    refused(lambda: load_task(sets / "a.toml").rows, name, "sha256", "fetch it again")
+    assert fetch(sets, sets / "mirror") == 0 and got(sets, name).read_bytes() == good  # fetched again
 
 
 class Server(http.server.SimpleHTTPRequestHandler):
@@ -236,7 +277,8 @@ class Server(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture
 def server(sets):
     Server.asked, Server.ranges = [], True
-    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Server, directory=sets / "mirror"))
+    handler = functools.partial(Server, directory=sets / "mirror")
+    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=running.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{running.server_port}"
     running.shutdown()
@@ -244,13 +286,14 @@ def server(sets):
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_what_was_cut_off_is_gone_on_with(sets, server, ranges):
+def test_what_was_cut_off_is_continued(sets, server, ranges):
     Server.ranges = ranges
     got(sets).parent.mkdir(parents=True)
-    got(sets).with_name("one.jsonl.part").write_bytes(FILES["data/one.jsonl"][:100])
+    got(sets).with_name("one.jsonl.part").write_bytes(FILES["data/one.jsonl"][:40])
     assert fetch(sets, server) == 0
-    assert Server.asked == ["bytes=100-", None] and all(got(sets, name).read_bytes() == data for name, data in FILES.items())
-    assert fetch(sets, server) == 0 and len(Server.asked) == 2                          # what is there and whole is not fetched again
+    assert Server.asked == ["bytes=40-", None]
+    assert all(got(sets, name).read_bytes() == data for name, data in FILES.items())
+    assert fetch(sets, server) == 0 and len(Server.asked) == 2  # what is there and whole is not fetched again
 
 
 def test_a_part_as_long_as_the_file_starts_over(sets, server):
@@ -261,22 +304,56 @@ def test_a_part_as_long_as_the_file_starts_over(sets, server):
 
 def test_a_missing_file_does_not_stop_the_others_and_is_named(sets, server):
     (sets / "mirror/owner/name/commit/data/one.jsonl").unlink()
-    refused(lambda: fetch(sets, server), "one.jsonl", "404", "1 of 2 files failed", "run it again")
+    refused(lambda: fetch(sets, server), "one.jsonl", "404", "1 files failed", "run it again")
     assert got(sets, "data/two words.jsonl").exists() and not got(sets).exists()
 
 
-def test_two_sets_of_one_address_are_both_fetched(sets):
-    b = (sets / "b.toml").read_text()
-    one, two = (re.search(f'"{name}" = .*\n', b)[0] for name in FILES)
-    (sets / "a.toml").write_text((sets / "a.toml").read_text().replace(two, ""))
-    (sets / "b.toml").write_text(b.replace(one, ""))
-    (sets / "m.toml").write_text('[train]\ntasks = ["a.toml"]\n[eval.new_domain]\ntasks = ["b.toml"]\n')
-    assert fetch(sets, sets / "mirror") == 0 and all(got(sets, name).exists() for name in FILES)
-
-
 def test_a_set_without_a_licence_is_fetched_only_when_asked(sets):
-    for name in ("a", "b"):
-        (sets / f"{name}.toml").write_text((sets / f"{name}.toml").read_text().replace('"MIT"', '"none found"'))
-    refused(lambda: fetch(sets, sets / "mirror"), "no licence", "--unlicensed", "a")
+    path = sets / "sets.toml"
+    path.write_text(path.read_text().replace('"MIT"', '"none found"'))
+    refused(lambda: fetch(sets, sets / "mirror"), "no licence", "--unlicensed", "oversight")
     assert not (sets / "got").exists()
-    assert fetch(sets, sets / "mirror", unlicensed=True) == 0 and got(sets).exists()
+    assert fetch(sets, sets / "mirror", "--unlicensed") == 0 and got(sets).exists()
+
+
+def test_an_unknown_set_is_refused_and_a_changed_shape_is_one_line(sets):
+    refused(lambda: fetch(sets, sets / "mirror", names=("overseen",)), "overseen", "--list")
+    (sets / "sets.toml").write_text((sets / "sets.toml").read_text().replace("oversight", "trivia"))
+    refused(lambda: fetch(sets, sets / "mirror", names=("trivia",)), "trivia", "formatters.trivia")
+
+
+def test_a_mixture_names_the_sets_to_fetch():
+    names = public.sets_of(str(ROOT / "data/mixtures/real-small.toml"), REGISTRY)
+    assert {"persona", "question", "shell-agent", "instruct"} <= set(names)
+    assert "sql-agent" not in names and "oversight" in names and len(names) < 25
+    refused(
+        lambda: public.sets_of(str(ROOT / "data/mixtures/default.toml"), REGISTRY),
+        "default.toml",
+        "public sets",
+    )
+
+
+def test_rows_of_a_label_are_bounded_and_their_order_stays(monkeypatch):
+    monkeypatch.setattr(public, "LABEL_ROWS", 3)
+    rows = [formatters.row(f"text {i}", i % 2) for i in range(20)]
+    kept = public.bounded(rows)
+    assert Counter(row["label"] for row in kept) == {0: 3, 1: 3}
+    assert kept == [row for row in rows if row in kept]
+
+
+def test_a_model_answers_the_instructions_itself(tmp_path):
+    """What is written is what decoding gives; an answer cut at the limit would be left out."""
+    said = ["Say hi.", "Count the lines of the text."]
+    (tmp_path / "rows").mkdir()
+    with open(tmp_path / "rows/instruct.jsonl", "w") as file:
+        for text in said:
+            turns = [
+                {"role": "user", "content": text},
+                {"role": "assistant", "content": "Somebody's answer."},
+            ]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    base = str(ROOT / "data/base")
+    assert public.main(["--answers", base, "--folder", str(tmp_path)]) == 0
+    conversations = load_conversations(tmp_path / "rows/instruct-self.jsonl")
+    assert [talk.messages[0]["content"] for talk in conversations] == said
+    assert all(talk.messages[1]["content"] not in ("", "Somebody's answer.") for talk in conversations)
