@@ -2,11 +2,11 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from test_train import ROOT
 
 from minimon.checkpoint import load_model
 from minimon.metrics import auroc
@@ -14,6 +14,7 @@ from minimon.study.baselines import BagOfWords, FittedThreshold, Setup, baseline
 from minimon.tasks import Row, load_mixture
 from minimon.tokenizer import load_tokenizer
 
+ROOT = Path(__file__).resolve().parent.parent
 TASK = """
 [[task]]
 name = "{domain}-{label}"
