@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -111,8 +112,8 @@ class Planner:
 
     def derive(self, name: str, train: list[Task], cap: int | None, splits: dict) -> Mixture:
         """A mixture like the study's with other training tasks and splits, and its file."""
-        path = self.out / "mixtures" / f"{name}.toml"
-        mixture = replace(self.mixture, name=name, path=path, train=train, cap=cap, splits=splits)
+        path = self.out / "mixtures" / f"{plain(name)}.toml"
+        mixture = replace(self.mixture, name=path.stem, path=path, train=train, cap=cap, splits=splits)
         write_text(path, as_toml(mixture))
         return mixture
 
@@ -210,6 +211,11 @@ class Planner:
         return usable[: self.preset.domains]
 
 
+def plain(name: str) -> str:
+    """As a file may be called."""
+    return re.sub(r"[^\w.+-]+", "-", name)
+
+
 def as_toml(mixture: Mixture) -> str:
     lines = [f"name = {json.dumps(mixture.name)}"]
     lines += [f"max_chars = {mixture.max_chars}"] if mixture.max_chars else []
@@ -220,7 +226,9 @@ def as_toml(mixture: Mixture) -> str:
     lines.append("[eval]")
     lines += [f"rows = {mixture.eval_rows}"] if mixture.eval_rows else []
     for split, groups in mixture.splits.items():
+        rows = mixture.options[split].rows if split in mixture.options else None
         lines += [f"[eval.{split}]"] if groups else []
+        lines += [f"rows = {rows}"] if groups and rows else []
         for group, tasks in groups.items():
             lines.append(f"{json.dumps(group or 'tasks')} = {entries(tasks)}")
     return "\n".join(lines) + "\n"

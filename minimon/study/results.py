@@ -4,7 +4,7 @@ from minimon.report.scores import text_hash
 from minimon.study.baselines import baselines
 from minimon.study.cells import CORE
 from minimon.study.findings import Place, Run, answers, difference, level, old_question, uplift, verdict
-from minimon.tasks import Mixture
+from minimon.tasks import Mixture, Task
 
 QUESTIONS = {  # number -> title, and the answer with its verb left open
     1: ("New domains, new prompts", "Classification training {} AUROC on new domains with new prompts"),
@@ -178,7 +178,7 @@ def measure_baselines(model, tokenizer, mixture: Mixture) -> dict:
 
 
 def trained_labels(mixture: Mixture) -> dict[str, dict[str, int]]:
-    """Task of new_prompt -> hash of a text, as in scores.jsonl -> its label under the question that was trained on.
+    """Task of new_prompt -> hash of a text, as in scores.jsonl -> the answer that the trained question asks for.
 
     Of several questions trained on these texts: the one with most of them, and of those one of the same criterion."""
     found = {}
@@ -186,10 +186,18 @@ def trained_labels(mixture: Mixture) -> dict[str, dict[str, int]]:
         for task in tasks:
             texts, most = {row.text for row in task.rows}, (0, False)
             for other in mixture.train:
-                labels = {text_hash(row.text): row.label for row in other.rows if row.text in texts}
-                if (len(labels), other.criterion == task.criterion) > most:
-                    most, found[task.name] = (len(labels), other.criterion == task.criterion), labels
+                answers = same_words(other, task)
+                old = {text_hash(row.text): answers[row.label] for row in other.rows if row.text in texts}
+                rank = (len(old), other.criterion == task.criterion)
+                if rank > most:
+                    most, found[task.name] = rank, old
     return found
+
+
+def same_words(old: Task, new: Task) -> list[int]:
+    """Label of the old task -> the new one's that bears the same word; of other words, the one in the same place."""
+    words = list(new.labels)
+    return [words.index(word) if word in words else place for place, word in enumerate(old.labels)]
 
 
 # ---- text --------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.nn.functional import logsigmoid
 
-from minimon.batch import NO_LIMIT
+from minimon.batch import NO_LIMIT, task_label_ids
 from minimon.evaluate import read, think
 from minimon.files import read_jsonl, write_text
 from minimon.metrics import auroc
@@ -41,17 +41,20 @@ def training_rows(settings, mixture: Mixture, model, tokenizer, directory: Path,
     settings: train.py's. Self labels are written to labels.jsonl of the run directory, where a run that goes on reads them."""
     if settings.labels == "gold":
         return {task.name: mixture.train_rows(task, settings.seed) for task in mixture.train}, None
-    path = Path(directory) / "labels.jsonl"
+    path, thinking = Path(directory) / "labels.jsonl", settings.labels == "self"
+    for task in mixture.train:
+        task_label_ids(tokenizer, task, thinking=thinking)  # refused before anything is decoded
     if not from_first(path.exists):
-        count = sum(map(len, unlabelled_rows(mixture, settings.seed).values())) * settings.label_samples
+        samples = settings.label_samples if thinking else 1
+        count = sum(map(len, unlabelled_rows(mixture, settings.seed).values())) * samples
         with progress(count, 0, "label", "row") as bar:
             labels = self_labels(
                 model,
                 tokenizer,
                 mixture,
                 settings.seed,
-                thinking=settings.labels == "self",
-                samples=settings.label_samples,
+                thinking=thinking,
+                samples=samples,
                 limit=limit,
                 batch_tokens=settings.batch_tokens,
                 on_rows=count_rows(bar, model),
@@ -116,12 +119,12 @@ def labelled_rows(mixture: Mixture, seed: int, labels: list[SelfLabel]) -> dict[
     for label in labels:  # in the order of the rows, of which one line of a file may give several
         answers.setdefault(label.task, []).append(label.label)
     for task in mixture.train:
-        pools = {name: [] for name in task.labels}
+        names, rows = list(task.labels), []
         for row, answer in zip(unlabelled[task.name], answers[task.name], strict=True):
-            pools[answer].append(replace(row, label=list(task.labels).index(answer)))
-        fewest = min(map(len, pools.values()))
-        count = fewest if mixture.balance and fewest else None
-        chosen[task.name] = [row for pool in pools.values() for row in pool[:count]]
+            rows.append(replace(row, label=names.index(answer)))
+        pools = [[row for row in rows if row.label == label] for label in range(len(names))]
+        fewest = min(map(len, pools)) if mixture.balance else 0
+        chosen[task.name] = [row for pool in pools for row in pool[:fewest]] or rows
         random.Random(f"self-{seed}-{task.name}").shuffle(chosen[task.name])
     return chosen
 
