@@ -23,7 +23,7 @@ from minimon.batch import (
     token_batches,
 )
 from minimon.generate import generate
-from minimon.lora import enable_lora
+from minimon.lora import enable_lora, lora_layers
 from minimon.metrics import Scores
 from minimon.model import Decoder
 from minimon.tasks import Mixture, Options, Row, Task
@@ -233,7 +233,7 @@ def summary_sides(
     on_rows,
     references,
 ) -> list[Side]:
-    """The model as it is summarizes each text once; the base reads the summaries alone. Leaves the adapter off."""
+    """The model as it is summarizes each text once; the base reads the summaries alone."""
     texts = list(dict.fromkeys(text for question in questions for text in question.texts))
 
     def prompt(text: str) -> list[int]:
@@ -255,6 +255,7 @@ def summary_sides(
     summaries = {text: tokenizer.decode(answer.ids) for text, answer in zip(texts, answers)}
     ended = {text: answer.ended for text, answer in zip(texts, answers)}
     left_out = {text: row.left_out for text, row in zip(texts, encoded)}
+    writer_is_adapter = any(layer.enabled for layer in lora_layers(model).values())
     enable_lora(model, False)
 
     def side(question: Question) -> Side:
@@ -269,7 +270,9 @@ def summary_sides(
             found["empty"] = judged([""] * len(question.rows)).log_odds.numpy()
         return found
 
-    return each(side, questions, costs_of(questions))
+    sides = each(side, questions, costs_of(questions))
+    enable_lora(model, writer_is_adapter)
+    return sides
 
 
 def as_side(reading: Reading) -> Side:
