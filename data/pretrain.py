@@ -25,9 +25,10 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 sys.path.insert(1, str(Path(__file__).resolve().parent.parent))
+from world import LATE, SEED, STAGES, WORDS, Documents, World, render  # noqa: E402
+
 from minimon.hf.families import config_from_dict  # noqa: E402
 from minimon.model import Decoder  # noqa: E402
-from world import LATE, SEED, STAGES, WORDS, Documents, World, render  # noqa: E402
 
 CONFIG = {
     "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "vocab_size": 3072, "hidden_size": 160, "intermediate_size": 448,

@@ -79,7 +79,9 @@ class Task:
         files = find_files(self.path.parent, self.path.name) or [self.path]
         for file in files:
             if not file.is_file():
-                raise FileNotFoundError(f"{file}: expected a file of rows, found none")
+                public = file.parts[-3:-1] == ("public", "rows")
+                hint = "; fetch it with: python data/public.py" if public else ""
+                raise FileNotFoundError(f"{file}: expected a file of rows, found none{hint}")
         return files
 
     def label_of(self, record: dict, where: str) -> int | None:

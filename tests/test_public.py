@@ -8,6 +8,7 @@ import re
 import threading
 import tomllib
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import formatters
@@ -145,6 +146,11 @@ def test_prompts_name_the_answers_and_a_third_of_the_training_tasks_has_others_t
         assert all(re.search(rf"\b{label}\b", task.prompt, re.IGNORECASE) for label in task.labels), task.name
     train = MIXTURES["real"].train
     assert sum(list(task.labels) != ["Yes", "No"] for task in train) >= len(train) / 4
+
+
+def test_rows_that_are_not_fetched_are_refused_with_the_command_that_fetches_them(tmp_path):
+    missing = replace(TASKS[0], path=tmp_path / "public/rows/persona-x.jsonl")
+    refused(lambda: missing.rows, "persona-x.jsonl", "python data/public.py")
 
 
 # ---- the mixtures ---------------------------------------------------------------------------------
