@@ -85,7 +85,6 @@ class Tokenizer:
         with suppress(ValueError):  # a template may be for prompts alone
             _, _, after = self.turn([everything], False)
             self.stop_ids |= set(self.strings.rename(after)[1][:1])
-        self.max_tokens = self.max_positions = None
 
     def chat(self, messages: list[dict], *, thinking: bool = False):
         """[{"role", "content"}] -> ids with the generation prompt, up to the answer or the thought before it.

@@ -17,29 +17,30 @@ import re
 NONCE, NONCE_END, GAP, MARK = "\U0010ff00", "\U0010ff01", "\U0010ff02", "\U0010ff03"  # private use
 HELD = 0x100000  # stands for the first of the characters that control tokens begin with; private use as well
 LONGEST = 1024  # characters of a control token; every ending of it is looked for
-REPLACEMENT = "\ufffd"
 
 
 class ControlStrings:
+    """ids: text -> id of every control token."""
+
     def __init__(self, ids):
-        """ids: text -> id of every control token."""
-        firsts = sorted({text[0] for text in ids})
         self.ids = ids
-        self.held = {char: chr(HELD + i) for i, char in enumerate(firsts)}
-        self.returned = {GAP: "", **{private: char for char, private in self.held.items()}}
-        self.private = re.compile(f"[{''.join(self.returned)}]")
-        unsafe = "".join(self.held.values()) + re.escape("".join(firsts))
-        self.unsafe = re.compile(f"[\ud800-\udfff{NONCE}-{MARK}{unsafe}]")
+        firsts = sorted({ord(text[0]) for text in ids})
+        held = {char: HELD + i for i, char in enumerate(firsts)}
+        surrogates = range(0xD800, 0xE000)
+        reserved = [*surrogates, *map(ord, (NONCE, NONCE_END, GAP, MARK)), *held.values()]
+        self.holding = {**dict.fromkeys(reserved, "\ufffd"), **held}
+        self.releasing = {ord(GAP): None, **{private: char for char, private in held.items()}}
         longest_first = sorted(ids, key=len, reverse=True)  # as tokenizers prefers them
         self.pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        self.longest = len(longest_first[0]) if ids else 0
         self.tails = {text[i:] for text in ids for i in range(1, len(text))}
         self.inner = GAP.join(text[1:] for text in ids)
-        self.longest = max(map(len, ids), default=0)
 
     def hold(self, text):
         """A message's text for the template. Private characters and half surrogate pairs become U+FFFD."""
-        text = self.unsafe.sub(lambda match: self.held.get(match.group(), REPLACEMENT), text)
-        for start in sorted({0, len(text) - len(text.lstrip())}, reverse=True):  # the template may trim it
+        text = text.translate(self.holding)
+        trimmed = len(text) - len(text.lstrip())
+        for start in sorted({0, trimmed}, reverse=True):  # the template may trim it
             if self.completes(text[start:]):
                 text = text[:start] + GAP + text[start:]
         return text
@@ -51,7 +52,7 @@ class ControlStrings:
         return any(part and part in self.inner for part in (text, text.rstrip()))
 
     def release(self, text):
-        return self.private.sub(lambda match: self.returned[match.group()], text)
+        return text.translate(self.releasing)
 
     def rename(self, text):
         """Control strings become nonces. Also their ids in order."""

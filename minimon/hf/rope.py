@@ -47,7 +47,7 @@ class RopeConfig:
     def frequencies(self, length: int, device=None) -> tuple[Tensor, float]:
         """Frequencies (d/2,) on `device` and the factor on cos and sin, for a text of `length` tokens.
 
-        They stay on the device: one copy for lengths up to the switch, one (dynamic: one a length) beyond."""
+        They stay on the device: one copy up to the switch, one beyond (dynamic: one a length)."""
         beyond = self.switch is not None and length > self.switch
         key = length if beyond and self.rope_type == "dynamic" else beyond, device
         if key not in self.kept:
