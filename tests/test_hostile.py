@@ -358,7 +358,7 @@ def test_an_adapter_of_another_base_is_refused_unless_told(world, tmp_path, caps
     for more in ({}, {"task": None, "score": None, "merge_to": str(tmp_path / "merged")}):
         with pytest.raises(
             ValueError,
-            match="another base: model.safetensors differ by sha256; name that base with --model, or give --any-b",
+            match="another base: model.safetensors differ by sha256; name that base with --model, or give --any-base",
         ):
             evaluation.main(evaluation.Settings(**same | more, model=str(tmp_path / "base")))
     assert not capsys.readouterr().out and not (tmp_path / "merged").exists()
