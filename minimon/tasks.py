@@ -259,9 +259,15 @@ def normal(prompt: str) -> str:
 def words(text: str, categories: tuple[str, ...]) -> str:
     """The words of a text, in NFKC and without case. Invisible characters are dropped, others part words."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    visible = [char for char in INVISIBLE.sub("", folded) if unicodedata.category(char) != "Cf"]
-    spelled = [char if unicodedata.category(char).startswith(categories) else " " for char in visible]
-    return " ".join("".join(spelled).split())
+    return " ".join("".join([spelled(char, categories) for char in folded]).split())
+
+
+@cache
+def spelled(char: str, categories: tuple[str, ...]) -> str:
+    category = unicodedata.category(char)
+    if category == "Cf" or INVISIBLE.match(char):
+        return ""
+    return char if category.startswith(categories) else " "
 
 
 # ---- instruction-following data --------------------------------------------------------------------
@@ -349,9 +355,7 @@ class Mixture:
     cap: int | None  # rows a training task
     eval_rows: int | None  # rows an evaluation task
     balance: bool  # equally many rows of each label
-    splits: dict[
-        str, dict[str, list[Task]]
-    ]  # split -> group -> tasks; a split without groups has the group ""
+    splits: dict[str, dict[str, list[Task]]]  # split -> group -> tasks; without groups the group is ""
     options: dict[str, Options]  # split -> its own settings
     instruct: Instruct | None
     max_chars: int | None = None  # limit on every task's texts
@@ -364,10 +368,8 @@ class Mixture:
 
     def new_prompts(self) -> list[str]:
         """Prompts of evaluation that nothing may be trained on."""
-        trained = ("trained", "same_prompt")
-        return [
-            task.prompt for split in self.splits if split not in trained for task in self.split_tasks(split)
-        ]
+        splits = [split for split in self.splits if split not in ("trained", "same_prompt")]
+        return [task.prompt for split in splits for task in self.split_tasks(split)]
 
     def train_rows(self, task: Task, seed: int, cap: int | None = None) -> list[Row]:
         """At most `cap` rows, the mixture's if not given."""

@@ -15,20 +15,22 @@ import pytest
 import tiny
 import torch
 import toy_tokenizers
-from minimon.run.known import load as load_known
 from safetensors.numpy import save
 
-import eval as evaluation
 import train
 from minimon.checkpoint import load_model
 from minimon.formats import records as records
 from minimon.formats.inspect_log import read_log
 from minimon.lora import adapter_tensors, add_lora, load_adapter, save_adapter
 from minimon.report import build_report, read_scores
+from minimon.run.base_scores import read_sides
 from minimon.run.cli import one_line
-from minimon.run.directory import find_run, load_state
-from minimon.serve import stream as scoring
-from minimon.serve.thresholds import find_calibration
+from minimon.run.directory import RunDirectory
+from minimon.serve.inputs import read_items
+from minimon.serve.monitor import Monitor, run_settings
+from minimon.serve.stream import check_about, score_chunk
+from minimon.serve.thresholds import SCALE, find_calibration
+from minimon.steps import instruction_plan
 from minimon.study.self_labels import label_quality, labelled_rows, load_labels
 from minimon.tasks import load_conversations, load_mixture, load_task
 from minimon.tokenizer import load_tokenizer
@@ -340,45 +342,36 @@ def test_a_saved_state_and_its_log(checkpoint, tmp_path):
     path = tmp_path / "state.safetensors"
     path.write_bytes(save(tensors, {"format": "pt", "step": "3"}))
     (tmp_path / "log.jsonl").write_text("{}\n" * 5)
+    settings = RunDirectory(train.asdict(train.Settings(resume=True, out=str(tmp_path)))).settings
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+
+    def load():
+        with RunDirectory(settings) as run:
+            run.load_state(adapter, optimizer)
+
     steps = [
         (step, save(tensors, {"step": step})) for step in ("", "x", "-1", "1.5", "9" * 5000, "nan", " 3", "4")
     ]
-    hold(
-        "state.safetensors",
-        path,
-        [*steps, *broken.tensor_cases(tensors)],
-        lambda: load_state(tmp_path, adapter, optimizer),
-    )
-    hold(
-        "log.jsonl",
-        tmp_path / "log.jsonl",
-        broken.text_cases("{}\n" * 5),
-        lambda: load_state(tmp_path, adapter, optimizer),
-    )
+    hold("state.safetensors", path, [*steps, *broken.tensor_cases(tensors)], load)
+    hold("log.jsonl", tmp_path / "log.jsonl", broken.text_cases("{}\n" * 5), load)
 
 
 def test_settings_json(checkpoint, adapter):
-    settings = {**train.asdict(train.Settings(resume=True)), "date": "2026-01-31"}
+    given = train.asdict(train.Settings(resume=True, out=str(adapter)))
+    settings = {**RunDirectory(given).settings, "date": "2026-01-31", "dtype": "float32"}
     path = adapter / "settings.json"
     path.write_text(json.dumps(settings))
-    given = {**settings, "date": None}
-    hold(
-        "settings.json resumed",
-        path,
-        broken.json_cases(settings),
-        lambda: find_run(adapter, given),
-        named="run",
-    )
-    hold(
-        "settings.json evaluated",
-        path,
-        broken.json_cases(settings),
-        lambda: evaluation.run_settings(evaluation.Settings(adapter=str(adapter))),
-    )
+
+    def load():
+        with RunDirectory(given):
+            pass
+
+    hold("settings.json resumed", path, broken.json_cases(settings), load, named="run")
+    hold("settings.json evaluated", path, broken.json_cases(settings), lambda: run_settings(adapter))
 
 
 def test_calibration_json(folder):
-    entry = {"t": {"prompt": "Is it?", "adapter": "a", "threshold": 0.5, "temperature": 1.0}}
+    entry = {"t": {"prompt": "Is it?", "adapter": "a", "threshold": 0.5, "temperature": 1.0, "scale": SCALE}}
     path = folder / "calibration.json"
     path.write_text(json.dumps(entry))
     hold(
@@ -392,7 +385,14 @@ def test_calibration_json(folder):
 def test_labels_jsonl(folder):
     mixture = load_mixture(folder / "m.toml")
     labels = [
-        {"task": "a", "where": f"f:{i}", "P": [0.6, 0.4], "label": "Yes", "well_formed": 1.0, "gold": "No"}
+        {
+            "task": "a",
+            "where": f"f:{i}",
+            "log_odds": [0.4, -0.4],
+            "label": "Yes",
+            "well_formed": 1.0,
+            "gold": "No",
+        }
         for i in range(8)
     ]
     path = folder / "labels.jsonl"
@@ -422,9 +422,8 @@ def test_scores_jsonl(folder):
         "domain": "d",
         "text": "0a",
         "label": 0,
-        "base": [0.5, 0.5],
-        "adapter": [0.6, 0.4],
-        "references": {"empty": [0.5, 0.5]},
+        "criterion": "c",
+        "log_odds": {"base": [0.0, 0.0], "adapter": [0.4, -0.4], "empty": [0.0, 0.0]},
     }
     path = folder / "scores.jsonl"
     path.write_text(lines([line] * 3))
@@ -438,13 +437,13 @@ def test_scores_jsonl(folder):
 
 def test_scores_of_a_base(tmp_path):
     tensors = {
-        "a.P": np.full((3, 2), 0.5, np.float32),
+        "a.log_odds": np.zeros((3, 2), np.float32),
         "a.label_mass": np.full(3, 0.5, np.float32),
-        "b.P": np.full((3, 2), 0.5, np.float32),
+        "b.log_odds": np.zeros((3, 2), np.float32),
     }
     path = tmp_path / "known.safetensors"
     path.write_bytes(save(tensors))
-    hold("known", path, broken.tensor_cases(tensors), lambda: load_known(path))
+    hold("known", path, broken.tensor_cases(tensors), lambda: read_sides(path))
 
 
 # ---- tasks, mixtures, rows -----------------------------------------------------------------------
@@ -523,7 +522,7 @@ def test_a_mixture(folder, head, table):
 
     def load():
         mixture = load_mixture(path)
-        train.instruction_plan(train.Settings(), mixture)
+        instruction_plan(train.Settings(), mixture)
         assert isinstance(mixture.name, str) and "/" not in mixture.name
 
     hold(f"mixture {list(table)[1]}", path, broken.toml_cases(table, head), load, named=str(folder))
@@ -677,37 +676,36 @@ def test_zipped_logs(tmp_path, name):
     )
 
 
-def test_transcripts_to_score(folder, monkeypatch):
-    monkeypatch.setattr(
-        scoring, "read", lambda model, tokenizer, task, texts, **options: tiny.undecided(len(texts))
-    )
+def test_transcripts_to_score(folder):
     path = folder / "in.jsonl"
     path.write_text(lines(rows()))
-    task = load_task(folder / "t.toml")
+    monitor = Monitor(None, None, load_task(folder / "t.toml"), threshold=0.0)
+    monitor.read = lambda texts: (np.zeros((len(texts), 2)), np.zeros(len(texts), int))
 
     def load():
-        for chunk in scoring.score_items(None, None, task, scoring.items(str(path), task), threshold=0.5):
-            for line in chunk:
-                json.dumps(line, allow_nan=False).encode()
+        for line in score_chunk(monitor, list(read_items([str(path)], monitor.task)), with_text=True):
+            json.dumps(line, allow_nan=False).encode()
 
     hold("rows to score", path, of_lines(rows(3)), load)
 
 
-def test_scores_to_go_on_with(folder, tmp_path):
+def test_what_scores_to_go_on_with_follow_from(tmp_path):
+    about = {
+        "adapter": "a",
+        "task": {"name": "t", "sha256": "0"},
+        "threshold": None,
+        "input": {"in.jsonl": "0"},
+    }
     path = tmp_path / "scores.jsonl.part"
-    done = [{"id": f"r{i}", "P": 0.5, "decision": None} for i in range(3)]
-    path.write_text(lines(done))
-    task = load_task(folder / "t.toml")
-
-    def load():
-        count, size, last = scoring.whole_lines(path)
-        items = (
-            list(scoring.after(scoring.items(str(folder / "rows.jsonl"), task), path, count)) if count else []
-        )
-        if last:
-            scoring.check_again(last, {"id": items[0].id, "P": 0.5, "decision": None}, path)
-
-    hold("scores to go on with", path, [*of_lines(done), *of_lines(done[::-1])], load)
+    sidecar = tmp_path / "scores.jsonl.part.about.json"
+    sidecar.write_text(json.dumps(about))
+    hold(
+        "scores to go on with",
+        sidecar,
+        broken.json_cases(about),
+        lambda: check_about(path, about),
+        "scores.jsonl",
+    )
 
 
 def test_that_many_cases_were_held():

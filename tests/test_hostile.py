@@ -16,6 +16,7 @@ from test_interrupt import whole
 import eval as evaluation
 import train
 from minimon import files
+from minimon.batch import NO_LIMIT
 from minimon.checkpoint import load_model
 from minimon.evaluate import score
 from minimon.formats.inspect_log import read_log
@@ -24,7 +25,8 @@ from minimon.formats.transcript import text_of
 from minimon.metrics import Scores
 from minimon.report.leakage import bare, near_duplicates
 from minimon.run.cli import one_line, one_line_errors
-from minimon.serve import stream as scoring
+from minimon.serve.inputs import read_items
+from minimon.serve.monitor import Monitor
 from minimon.study.attacks import ROWS, attack_rows, attacks
 from minimon.tasks import load_mixture, load_task
 from minimon.tokenizer import load_tokenizer
@@ -225,8 +227,8 @@ def test_a_very_long_text_is_scored(world):
 def test_clusters_of_long_texts_take_no_more_than_the_texts():
     """As numpy's own strings each would be as wide as the widest."""
     texts = np.array(["x" * 10**6, *map(str, range(500)), "end\0", "end"], dtype=object)
-    P = np.full((len(texts), 2), 0.5)
-    scores = Scores("t", "d", np.arange(len(texts)) % 2, texts, P, P)
+    log_odds = np.zeros((len(texts), 2))
+    scores = Scores("t", "d", np.arange(len(texts)) % 2, texts, log_odds, log_odds)
     assert scores.clusters.nbytes < 10_000 and len(np.unique(scores.clusters)) == len(texts)
 
 
@@ -239,11 +241,11 @@ def test_scores_that_are_not_finite_stop_it_by_name(world, tmp_path, capsys):
     )
     model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="expected finite scores"):
-        list(scoring.score_items(model, tokenizer, task, [scoring.Item(1, "x", {})], threshold=0.5))
+        Monitor(model, tokenizer, task, limit=NO_LIMIT, threshold=0.0).score(["x"])
     path = tmp_path / "in.jsonl"
     path.write_text('{"id": NaN, "text": "x"}\n')
     with pytest.raises(ValueError, match="in.jsonl:1: expected an id that JSON has a word for, got nan"):
-        list(scoring.items(str(path), task))
+        list(read_items([str(path)], task))
 
 
 # ---- attacks -------------------------------------------------------------------------------------
@@ -265,13 +267,13 @@ def test_a_line_of_an_attack_is_what_it_says():
     labels, names = np.array([0, 0, 1, 1]), np.array(list("abcd"), dtype=object)
 
     def task(p, q):
-        P, Q = (np.stack([value, 1 - value], axis=1) for value in (np.array(p), np.array(q)))
-        return Scores("t", "d", labels, names, P, Q)
+        base, adapter = (np.log(P / (1 - P)) for P in (np.array(p), np.array(q)))
+        return Scores("t", "d", labels, names, np.stack([base, -base], 1), np.stack([adapter, -adapter], 1))
 
     lines = attack_rows(
         {
             "none": [task([0.9, 0.6, 0.4, 0.2], [0.8, 0.7, 0.3, 0.1])],
-            "x": [task([0.3, 0.5, 0.4, 0.2], [0.0, 0.0, 0.9, 0.8])],
+            "x": [task([0.3, 0.5, 0.4, 0.2], [1e-9, 1e-9, 0.9, 0.8])],
         }
     )
     assert lines[0] == {
@@ -315,7 +317,7 @@ def test_eval_measures_attacks_with_base_and_adapter_side_by_side(world, tmp_pat
         .replace('"t.toml', f'"{world}/t.toml')
         .replace("talks.jsonl", f"{world}/talks.jsonl")
     )
-    with pytest.raises(ValueError, match="m.toml: expected a split new_domain to attack"):
+    with pytest.raises(ValueError, match="--attack: expected a split new_domain in .*m.toml, found none"):
         evaluation.main(evaluation.Settings(adapter=str(out), attack=True, mixture=str(tmp_path / "m.toml")))
 
 
@@ -358,7 +360,7 @@ def test_an_adapter_of_another_base_is_refused_unless_told(world, tmp_path, caps
     for more in ({}, {"task": None, "score": None, "merge_to": str(tmp_path / "merged")}):
         with pytest.raises(
             ValueError,
-            match="another base: model.safetensors differ by sha256; name that base with --model, or give --any-b",
+            match="another base: model.safetensors differ by sha256; name that base with --model, or give --any-base",
         ):
             evaluation.main(evaluation.Settings(**same | more, model=str(tmp_path / "base")))
     assert not capsys.readouterr().out and not (tmp_path / "merged").exists()

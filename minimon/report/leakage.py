@@ -16,9 +16,10 @@ def near_duplicates(mixture: Mixture, conversations: list[Conversation] = ()) ->
     for split in mixture.splits:
         tasks = mixture.split_tasks(split)
         texts = Counter(row.text for task in tasks for row in mixture.test_rows(task, split))
-        near = [count for text, count in texts.items() if bare(text) in trained]
+        letters = {text: bare(text) for text in texts}
+        near = [count for text, count in texts.items() if letters[text] in trained]
         found[split] = {"rows": texts.total(), "near_duplicates": sum(near)}
-        tested.update(bare(text) for text in texts)
+        tested.update(letters.values())
     if conversations:
         near = [conversation for conversation in conversations if holds(conversation, tested)]
         found["instruct"] = {"rows": len(conversations), "near_duplicates": len(near)}

@@ -174,7 +174,7 @@ class RunDirectory:
 def from_anywhere(name: str, value):
     """A setting's path as it can be read from another working directory: what the repository ships relative
     to it, see cli.shipped, and a hub id as they are, all else absolute."""
-    if name not in PATHS or value is None:
+    if name not in PATHS or not isinstance(value, str):
         return value
     is_relative_to_nothing = not os.path.exists(value) and (name == "model" or value.startswith("data/"))
     if is_relative_to_nothing:
