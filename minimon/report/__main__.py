@@ -19,9 +19,9 @@ def main(directory: Path) -> None:
     try:
         write_pages(report, directory, scores, note)
         lines = [table(report), "", verdict_line(report), *reading(report)]
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise ValueError(
-            f"{directory / 'report.json'}: expected a report of this version, got one without {error}; "
+            f"{directory / 'report.json'}: expected a report of this version, got another ({error!r}); "
             "measure the run again: python eval.py --adapter RUN --out DIRECTORY"
         ) from error
     print("\n".join(lines))

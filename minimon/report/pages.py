@@ -20,7 +20,9 @@ def write_report(report: dict, directory, scores: dict[str, dict[str, list[Score
 
 def write_pages(report: dict, directory, scores: dict[str, dict[str, list[Scores]]], note: str = "") -> None:
     """report.md, report.html, and report.png where matplotlib is there. note: on the texts in report.html."""
-    directory = Path(directory)
-    write_text(directory / "report.md", markdown(report))
-    write_text(directory / "report.html", page(report, scores, note))
+    directory, pages = Path(directory), {}
+    pages["report.md"] = markdown(report)
+    pages["report.html"] = page(report, scores, note)
+    for name, text in pages.items():
+        write_text(directory / name, text)
     write_figure(report, directory / "report.png")

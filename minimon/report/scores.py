@@ -51,7 +51,9 @@ def read_scores(path) -> dict[str, dict[str, list[Scores]]]:
         try:
             sides = {}
             for name in lines[0]["log_odds"]:
-                sides[name] = np.array([line["log_odds"][name] for line in lines], dtype=np.float32)
+                values = [line["log_odds"][name] for line in lines]
+                with np.errstate(over="ignore"):  # what fp32 cannot hold is refused as infinite
+                    sides[name] = np.array(values, dtype=np.float32)
             base, adapter = sides.pop("base"), sides.pop("adapter")
             found = Scores(task, domain, labels, texts, base, adapter, references=sides, criterion=criterion)
         except (KeyError, ValueError, TypeError, OverflowError) as error:
