@@ -21,14 +21,8 @@ from minimon.evaluate import compare, evaluate, evaluation_rows, measure
 from minimon.files import resolve
 from minimon.formats.transcript import text_of
 from minimon.lora import merge_lora
-from minimon.report import (
-    attack_lines,
-    build_report,
-    near_duplicates,
-    table,
-    verdict_line,
-    write_report,
-)
+from minimon.report import attack_lines, build_report, table, verdict_line, write_report
+from minimon.report.leakage import near_duplicates
 from minimon.report.text import grid, number
 from minimon.run.cli import check_output, one_line_errors, parse, progress, setting, shipped
 from minimon.run.lock import locked

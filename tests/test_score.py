@@ -1,4 +1,4 @@
-"""Scoring, thresholds and the curves of the report: what one pipes into other tools, and acts on."""
+"""Scores and thresholds: what one pipes into other tools, and acts on."""
 
 import json
 import math
@@ -15,16 +15,13 @@ import pytest
 import torch
 
 import eval as evaluation
-from minimon.serve import thresholds
-from minimon.serve import inputs, stream
-from minimon.serve.monitor import Scored
-from minimon.serve.thresholds import calibrate, sigmoid, tempered, wilson
 from minimon.checkpoint import load_model
 from minimon.evaluate import score
-from minimon.report.figure import reliability, roc, roc_rows, uplift_text, write_figure
-from minimon.lora import add_lora, adapter_tensors, load_adapter, save_adapter
-from minimon.metrics import Scores, ece, tpr_at_fpr
-from minimon.report import build_report, write_report
+from minimon.lora import adapter_tensors, add_lora, load_adapter, save_adapter
+from minimon.metrics import ece
+from minimon.serve import inputs, stream, thresholds
+from minimon.serve.monitor import Scored
+from minimon.serve.thresholds import calibrate, sigmoid, tempered, wilson
 from minimon.tasks import load_task
 from minimon.tokenizer import load_tokenizer
 
@@ -108,7 +105,7 @@ def test_an_inspect_log_is_scored_and_what_is_skipped_says_why(run, folder, caps
 
 @pytest.mark.parametrize("bad, words", [
     (b"{", "bad.jsonl:21: expected one JSON object"), (b'{"text": "\xff"}', "bad.jsonl:21: expected UTF-8 text, got byte 0xff"),
-    (b'{"other": 1}', "bad.jsonl:21: expected a field 'text'"), (b'{"text": 3}', "bad.jsonl:21: expected text in field 'text', got int")])
+    (b'{"other": 1}', "bad.jsonl:21: expected a field 'text'"), (b'{"text": 3}', "bad.jsonl:21.*: expected text.*, got int")])
 def test_every_row_before_a_bad_line_is_scored(run, folder, capsys, bad, words):
     lines = (folder / "in.jsonl").read_bytes().splitlines()
     (folder / "bad.jsonl").write_bytes(b"\n".join([*lines[:20], bad, *lines[20:]]))
@@ -120,7 +117,7 @@ def test_every_row_before_a_bad_line_is_scored(run, folder, capsys, bad, words):
 class Undecided:
     """A monitor that finds both labels as likely, without a model."""
 
-    model, task, held = None, SimpleNamespace(labels={"Yes": [1], "No": [0]}), 0
+    model, task, held = torch.nn.Linear(1, 1), SimpleNamespace(labels={"Yes": [1], "No": [0]}), 0
 
     def score_texts(self, texts):
         self.held -= len(texts)
@@ -279,11 +276,6 @@ def logits(n=2000, seed=0):
     labels = (rng.random(n) < 0.8).astype(int)
     z = np.where(labels == 0, rng.normal(2, 1, n), rng.normal(-1, 1, n))
     return np.stack([z, -z], axis=1), labels, np.array([f"row {i}" for i in range(n)])
-
-
-def made(n=2000, seed=0):
-    log_odds, labels, names = logits(n, seed)
-    return sigmoid(log_odds), labels, names
 
 
 @pytest.mark.parametrize("fpr", [0.01, 0.05, 0.29])
@@ -448,63 +440,10 @@ def test_what_can_be_refused_early_is_refused_before_the_model_is_read(run, fold
     for options, words in [
             (dict(calibrate="t.toml", fpr=5.0), "--fpr"), (dict(merge_to=str(tmp_path)), "--merge-to: .* is already there; .*--overwrite"),
             (dict(score="none.jsonl", task="t.toml"), "none.jsonl"), (dict(attack=True, mixture="m.toml"), "new_domain"),
-            (dict(splits="far", mixture="m.toml"), "--splits: expected some of trained, got far")]:
+            (dict(splits="far", mixture="m.toml"), "--splits: expected some of trained.* got 'far'")]:
         options = {key: str(folder / value) if isinstance(value, str) and key != "splits" else value for key, value in options.items()}
         with pytest.raises((ValueError, OSError), match=words):
             evaluate(run, folder, **options)
-
-
-# ---- the report's curves ---------------------------------------------------------------------------------------------------------
-
-
-def some_scores(n=400):
-    parts = {}
-    for i, (split, group) in enumerate([("trained", ""), ("new_domain", "adjacent"), ("new_domain", "far")]):
-        sides = [made(n, 2 * i + j) for j in (0, 1)]
-        labels = sides[1][1]
-        base = np.roll(sides[0][0], 1, axis=0)
-        parts.setdefault(split, {})[group] = [Scores(f"task-{i}", "d", labels, sides[1][2], base, sides[1][0])]
-    return parts
-
-
-def test_the_roc_goes_through_the_points_of_the_metrics():
-    scores, positives = np.array([0.9, 0.8, 0.8, 0.3, 0.1]), np.array([True, False, True, False, True])
-    fpr, tpr = roc(scores, positives)
-    assert fpr.tolist() == [0, 0, 0.5, 1, 1] and tpr.tolist() == pytest.approx([0, 1 / 3, 2 / 3, 2 / 3, 1])
-    P, labels, _ = made()
-    fpr, tpr = roc(P[:, 0], labels == 0)
-    assert tpr[fpr <= 0.01].max() == pytest.approx(tpr_at_fpr(P[:, 0], labels == 0, 0.01))
-
-
-def test_reliability_adds_up_to_the_ece():
-    P, labels, _ = made()
-    counts, mean, share = reliability(P[:, 0], labels == 0)
-    assert counts.sum() == 2000 and np.abs(counts * (mean - share)).sum() / 2000 == pytest.approx(ece(P[:, 0], labels == 0, bins=10))
-
-
-def test_the_report_reads_in_a_terminal_without_matplotlib(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
-    scores = some_scores()
-    report = build_report(scores, model="m", adapter="a", seed=0, epsilon=0.75, run={})
-    write_report(report, tmp_path, scores)
-    text = (tmp_path / "report.md").read_text()
-    assert not (tmp_path / "report.png").exists() and {"report.md", "report.json", "scores.jsonl"} == {path.name for path in tmp_path.iterdir()}
-    for heading in ("## Uplift in AUROC, task by task", "## ROC", "## Reliability", "| new_domain / far"):
-        assert heading in text
-    assert "at 1.0%" in text and [row[:2] for row in roc_rows(scores)][-1] == ["new_domain / far", "adapter"]
-    drawn = [line for line in uplift_text(report).splitlines() if line.startswith("task-")]
-    assert len(drawn) == 3 and all("o" in line and "-" in line and line.endswith(f"{report['splits'][s]['tasks'][j]['uplift']['auroc']:+.3f}")
-                                   for line, (s, j) in zip(drawn, [("trained", 0), ("new_domain", 0), ("new_domain", 1)]))
-
-
-def test_the_figure_is_drawn_where_matplotlib_is_there(tmp_path):
-    pytest.importorskip("matplotlib", reason="the plot extra is optional")
-    scores = some_scores()
-    report = build_report(scores, model="m", adapter="a", seed=0, epsilon=0.75, run={})
-    assert write_figure(report, tmp_path / "r.png", scores) and (tmp_path / "r.png").read_bytes()[1:4] == b"PNG"
-    assert write_figure(report, tmp_path / "s.png")
 
 
 # ---- elsewhere ---------------------------------------------------------------------------------------------------------------------
@@ -531,5 +470,5 @@ def test_two_log_probabilities_give_the_same_P(run, folder):
     from minimon.batch import encode_row
     yes, no = tokenizer.label_ids(list(task.labels))
     with torch.no_grad():
-        logs = model.logits(model(torch.tensor([encode_row(tokenizer, task, "Sings")])))[0, -1].log_softmax(-1)
+        logs = model.logits(model(torch.tensor([encode_row(tokenizer, task, "Sings").ids])))[0, -1].log_softmax(-1)
     assert 1 / (1 + math.exp(logs[no] - logs[yes])) == pytest.approx(score(model, tokenizer, task, ["Sings"])[0, 0].item(), abs=1e-5)

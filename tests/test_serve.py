@@ -17,7 +17,7 @@ import eval as evaluation
 from minimon import Monitor
 from minimon.checkpoint import load_model
 from minimon.evaluate import score
-from minimon.lora import add_lora, adapter_tensors, load_adapter, save_adapter
+from minimon.lora import adapter_tensors, add_lora, load_adapter, save_adapter
 from minimon.serve import inputs, stream
 from minimon.tasks import load_task
 from minimon.tokenizer import load_tokenizer
