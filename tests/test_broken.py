@@ -27,7 +27,8 @@ from minimon.lora import adapter_tensors, add_lora, load_adapter, save_adapter
 from minimon.report import build_report, read_scores
 from minimon.run.cli import one_line
 from minimon.run.directory import find_run, load_state
-from minimon.serve import stream as scoring
+from minimon.serve import inputs, stream
+from minimon.serve.monitor import Scored, run_settings
 from minimon.serve.thresholds import find_calibration
 from minimon.study.self_labels import label_quality, labelled_rows, load_labels
 from minimon.tasks import load_conversations, load_mixture, load_task
@@ -373,12 +374,13 @@ def test_settings_json(checkpoint, adapter):
         "settings.json evaluated",
         path,
         broken.json_cases(settings),
-        lambda: evaluation.run_settings(evaluation.Settings(adapter=str(adapter))),
+        lambda: run_settings(adapter),
     )
 
 
 def test_calibration_json(folder):
-    entry = {"t": {"prompt": "Is it?", "adapter": "a", "threshold": 0.5, "temperature": 1.0}}
+    found = {"prompt": "Is it?", "adapter": "a", "scale": "log_odds", "threshold": 0.5, "temperature": 1.0}
+    entry = {"t": found}
     path = folder / "calibration.json"
     path.write_text(json.dumps(entry))
     hold(
@@ -677,37 +679,41 @@ def test_zipped_logs(tmp_path, name):
     )
 
 
-def test_transcripts_to_score(folder, monkeypatch):
-    monkeypatch.setattr(
-        scoring, "read", lambda model, tokenizer, task, texts, **options: tiny.undecided(len(texts))
-    )
+class Undecided:
+    """A monitor that finds both labels as likely, without a model."""
+
+    model, threshold = torch.nn.Linear(1, 1), 0.0
+
+    def __init__(self, task):
+        self.task = task
+
+    def score_texts(self, texts):
+        n = len(texts)
+        return Scored(np.zeros(n), np.full(n, 0.5), np.zeros(n) > 0, np.zeros((n, 2)), np.zeros(n, dtype=int))
+
+
+def test_rows_to_score(folder):
     path = folder / "in.jsonl"
     path.write_text(lines(rows()))
     task = load_task(folder / "t.toml")
 
     def load():
-        for chunk in scoring.score_items(None, None, task, scoring.items(str(path), task), threshold=0.5):
+        chunks = stream.chunks_of(inputs.read_items([str(path)], task))
+        for chunk in stream.score_chunks(Undecided(task), chunks, with_text=True):
             for line in chunk:
                 json.dumps(line, allow_nan=False).encode()
 
     hold("rows to score", path, of_lines(rows(3)), load)
 
 
-def test_scores_to_go_on_with(folder, tmp_path):
-    path = tmp_path / "scores.jsonl.part"
-    done = [{"id": f"r{i}", "P": 0.5, "decision": None} for i in range(3)]
-    path.write_text(lines(done))
-    task = load_task(folder / "t.toml")
-
-    def load():
-        count, size, last = scoring.whole_lines(path)
-        items = (
-            list(scoring.after(scoring.items(str(folder / "rows.jsonl"), task), path, count)) if count else []
-        )
-        if last:
-            scoring.check_again(last, {"id": items[0].id, "P": 0.5, "decision": None}, path)
-
-    hold("scores to go on with", path, [*of_lines(done), *of_lines(done[::-1])], load)
+def test_scores_to_go_on_with(tmp_path):
+    about = {"adapter": "sha256:0", "task": {"name": "t"}, "temperature": 1.0, "threshold": None, "input": {"a": "b"}}
+    part, sidecar = tmp_path / "s.jsonl.part", tmp_path / "s.jsonl.part.about.json"
+    part.write_text(lines([{"id": "r1", "log_odds": 0.5}] * 3) + '{"id')
+    sidecar.write_text(json.dumps(about))
+    load = lambda: stream.prepare(tmp_path / "s.jsonl", about, resume=True, overwrite=False)  # noqa: E731
+    assert load() == 3
+    hold("what scores follow from", sidecar, broken.json_cases(about), load)
 
 
 def test_that_many_cases_were_held():

@@ -24,7 +24,8 @@ from minimon.formats.transcript import text_of
 from minimon.metrics import Scores
 from minimon.report.leakage import bare, near_duplicates
 from minimon.run.cli import one_line, one_line_errors
-from minimon.serve import stream as scoring
+from minimon.serve import inputs, stream
+from minimon.serve.monitor import Monitor
 from minimon.study.attacks import ROWS, attack_rows, attacks
 from minimon.tasks import load_mixture, load_task
 from minimon.tokenizer import load_tokenizer
@@ -239,11 +240,12 @@ def test_scores_that_are_not_finite_stop_it_by_name(world, tmp_path, capsys):
     )
     model.model.norm.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="expected finite scores"):
-        list(scoring.score_items(model, tokenizer, task, [scoring.Item(1, "x", {})], threshold=0.5))
+        monitor = Monitor(model, tokenizer, task, threshold=0.0)
+        list(stream.score_chunks(monitor, iter([[inputs.Item(1, "x", {}, {})]])))
     path = tmp_path / "in.jsonl"
     path.write_text('{"id": NaN, "text": "x"}\n')
     with pytest.raises(ValueError, match="in.jsonl:1: expected an id that JSON has a word for, got nan"):
-        list(scoring.items(str(path), task))
+        list(inputs.read_items([str(path)], task))
 
 
 # ---- attacks -------------------------------------------------------------------------------------
