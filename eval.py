@@ -19,7 +19,7 @@ from minimon.checkpoint import save_model
 from minimon.evaluate import compare, evaluate, evaluation_rows, measure
 from minimon.files import resolve
 from minimon.lora import merge_lora
-from minimon.report import attack_lines, build_report, table, verdict_line, write_report
+from minimon.report import attack_lines, build_report, reading, table, verdict_line, write_report
 from minimon.report.leakage import near_duplicates
 from minimon.report.text import grid, number
 from minimon.run.checks import check_evaluation
@@ -44,8 +44,8 @@ class Settings:
     )
     model: str | None = setting(None, "checkpoint directory or hub id; the run's own if not given")
     mixture: str | None = setting(None, "the tasks to evaluate on; the run's own if not given")
-    splits: str | None = setting(None, "only these splits of the mixture, commas between")
-    eval_rows: int | None = setting(None, "at most this many rows a task")
+    splits: str | None = setting(None, "only these splits, commas between; the run's own if not given")
+    eval_rows: int | None = setting(None, "rows a task; the run's own if not given")
     shots: int = setting(0, "labelled rows of its task that each prompt shows as examples")
     epsilon: float | None = setting(
         None, "the verdict's threshold on mean performance; the run's own if not given"
@@ -86,7 +86,7 @@ def main(settings: Settings) -> int:
     check_evaluation(settings)
     if settings.score or settings.calibrate:
         return serve(settings)
-    run = run_settings(settings.adapter, **changes(settings, "mixture", "epsilon"))
+    run = run_settings(settings.adapter, **changes(settings, "mixture", "epsilon", "splits", "eval_rows"))
     if settings.merge_to:
         model, _ = load_run(settings.adapter, run, device=settings.device, any_base=settings.any_base)
         save_model(merge_lora(model), settings.merge_to, like=resolve(shipped(run.model)))
@@ -96,8 +96,7 @@ def main(settings: Settings) -> int:
         raise ValueError(
             f"--mixture: expected one, since {settings.adapter} has no settings.json that names it"
         )
-    mixture = load_mixture(shipped(run.mixture))
-    mixture = mixture.restricted(splits=settings.splits, eval_rows=settings.eval_rows)
+    mixture = load_mixture(shipped(run.mixture)).restricted(splits=run.splits, eval_rows=run.eval_rows)
     if settings.attack and not attacked_rows(mixture):
         raise ValueError(f"--attack: expected a split new_domain in {mixture.path}, found none")
     leakage = near_duplicates(mixture, trained_conversations(run, mixture)) if settings.adapter else None
@@ -154,7 +153,10 @@ def report_on(settings: Settings, run, mixture: Mixture, leakage: dict | None) -
         write_report(report, settings.out, scores)
     if attacked:
         print(f"\n{attack_lines(report)}")
-    print(f"\n{table(report)}\n\n{verdict_line(report)}" if settings.adapter else f"\n{base_table(report)}")
+    if settings.adapter:
+        print("\n".join(["", table(report), "", *reading(report), verdict_line(report)]))
+    else:
+        print(f"\n{base_table(report)}")
     return 0
 
 

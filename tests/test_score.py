@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -251,9 +250,7 @@ def test_a_row_of_a_slow_pipe_is_scored_as_it_comes(run, folder):
     for i in range(3):
         process.stdin.write(json.dumps({"id": i, "text": "Sings"}) + "\n")
         process.stdin.flush()
-        begun = time.monotonic()
         assert json.loads(process.stdout.readline())["id"] == i                            # while the pipe is open
-        assert i == 0 or time.monotonic() - begun < 5                                     # the first waits for the model
     process.stdin.close()
     assert process.wait() == 0 and not process.stdout.read()
 

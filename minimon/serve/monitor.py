@@ -42,8 +42,9 @@ class RunSettings:
 
     model: str | None = None
     mixture: str | None = None
+    splits: str | None = None
+    eval_rows: int | None = None
     instruct: str | None = None
-    labels: str | None = None
     dtype: str | None = None
     date: str = ""  # that a chat template may print; today if not given
     seed: int = 0
