@@ -8,41 +8,33 @@ python eval.py --adapter runs/default-seed0 --merge-to merged      # loads in tr
 """
 
 import math
-import random
 import sys
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from minimon.batch import row_limit
 from minimon.checkpoint import save_model
 from minimon.evaluate import compare, evaluate, evaluation_rows, measure
 from minimon.files import resolve
-from minimon.formats.transcript import text_of
 from minimon.lora import merge_lora
-from minimon.report import (
-    attack_lines,
-    build_report,
-    near_duplicates,
-    table,
-    verdict_line,
-    write_report,
-)
+from minimon.report import attack_lines, build_report, reading, table, verdict_line, write_report
+from minimon.report.leakage import near_duplicates
 from minimon.report.text import grid, number
-from minimon.run.cli import check_output, one_line_errors, parse, progress, setting, shipped
+from minimon.run.checks import check_evaluation
+from minimon.run.cli import one_line_errors, parse, progress, setting, shipped
 from minimon.run.lock import locked
 from minimon.run.memory import keep_memory
-from minimon.run.processes import count_rows, dealing, launched, rank, size, start
+from minimon.run.processes import count_rows, dealing, rank, size, start
 from minimon.run.provenance import provenance
 from minimon.serve.inputs import input_files
 from minimon.serve.monitor import Monitor, adapter_hash, load_run, named_task, run_settings
 from minimon.serve.stream import refuse_existing, score_stream
-from minimon.serve.thresholds import calibrate_run, check_rate, refuse_calibrated
+from minimon.serve.thresholds import calibrate_run, refuse_calibrated
 from minimon.study.attacks import attacked_rows, attacks, measure_attacks
-from minimon.tasks import Mixture, Task, load_conversations, load_mixture, schedule_of
-
-EXAMPLE_CHARS = 1000  # of a text that a prompt shows as an example
+from minimon.study.examples import with_examples
+from minimon.tasks import Mixture, load_conversations, load_mixture, schedule_of
 
 
 @dataclass(frozen=True)
@@ -52,8 +44,8 @@ class Settings:
     )
     model: str | None = setting(None, "checkpoint directory or hub id; the run's own if not given")
     mixture: str | None = setting(None, "the tasks to evaluate on; the run's own if not given")
-    splits: str | None = setting(None, "only these splits of the mixture, commas between")
-    eval_rows: int | None = setting(None, "at most this many rows a task")
+    splits: str | None = setting(None, "only these splits, commas between; the run's own if not given")
+    eval_rows: int | None = setting(None, "rows a task; the run's own if not given")
     shots: int = setting(0, "labelled rows of its task that each prompt shows as examples")
     epsilon: float | None = setting(
         None, "the verdict's threshold on mean performance; the run's own if not given"
@@ -91,10 +83,10 @@ class Settings:
 
 
 def main(settings: Settings) -> int:
-    check_settings(settings)
+    check_evaluation(settings)
     if settings.score or settings.calibrate:
         return serve(settings)
-    run = run_settings(settings.adapter, **changes(settings, "mixture", "epsilon"))
+    run = run_settings(settings.adapter, **changes(settings, "mixture", "epsilon", "splits", "eval_rows"))
     if settings.merge_to:
         model, _ = load_run(settings.adapter, run, device=settings.device, any_base=settings.any_base)
         save_model(merge_lora(model), settings.merge_to, like=resolve(shipped(run.model)))
@@ -104,8 +96,7 @@ def main(settings: Settings) -> int:
         raise ValueError(
             f"--mixture: expected one, since {settings.adapter} has no settings.json that names it"
         )
-    mixture = load_mixture(shipped(run.mixture))
-    mixture = mixture.restricted(splits=settings.splits, eval_rows=settings.eval_rows)
+    mixture = load_mixture(shipped(run.mixture)).restricted(splits=run.splits, eval_rows=run.eval_rows)
     if settings.attack and not attacked_rows(mixture):
         raise ValueError(f"--attack: expected a split new_domain in {mixture.path}, found none")
     leakage = near_duplicates(mixture, trained_conversations(run, mixture)) if settings.adapter else None
@@ -162,7 +153,10 @@ def report_on(settings: Settings, run, mixture: Mixture, leakage: dict | None) -
         write_report(report, settings.out, scores)
     if attacked:
         print(f"\n{attack_lines(report)}")
-    print(f"\n{table(report)}\n\n{verdict_line(report)}" if settings.adapter else f"\n{base_table(report)}")
+    if settings.adapter:
+        print("\n".join(["", table(report), "", *reading(report), verdict_line(report)]))
+    else:
+        print(f"\n{base_table(report)}")
     return 0
 
 
@@ -206,36 +200,6 @@ def serve(settings: Settings) -> int:
     return 0
 
 
-def check_settings(settings: Settings) -> None:
-    """What can be refused before anything is loaded."""
-    doing = [name for name in ("score", "calibrate", "merge_to") if getattr(settings, name)]
-    if len(doing) > 1:
-        raise ValueError("--score, --calibrate and --merge-to: expected one of them, got more")
-    if bool(settings.score) != bool(settings.task):
-        raise ValueError("--score and --task: expected both, rows and the task to ask of them; got one")
-    if not settings.adapter and (doing or not settings.model):
-        raise ValueError("--adapter: expected a run directory such as runs/default-seed0, got none")
-    if settings.temperature and not settings.calibrate:
-        raise ValueError("--temperature: expected --calibrate TASK beside it, got none")
-    if settings.merge_to and (settings.shard or launched() > 1):
-        raise ValueError(
-            "--merge-to: expected one process and no --shard, got more; start it without torchrun"
-        )
-    if settings.score == "-" and (launched() > 1 or settings.resume):
-        raise ValueError(
-            "--score -: expected one process and no --resume, since standard input is read once; give a file"
-        )
-    if settings.threshold is not None and not 0 <= settings.threshold <= 1:
-        raise ValueError(f"--threshold: expected a P in [0, 1], got {settings.threshold}")
-    if settings.shots < 0:
-        raise ValueError(f"--shots: expected a number from 0, got {settings.shots}")
-    check_rate(settings.fpr)
-    if settings.merge_to:
-        check_output(settings.merge_to, settings.overwrite, "--merge-to")
-    elif settings.out and not doing:
-        check_output(settings.out, settings.overwrite)
-
-
 def changes(settings: Settings, *more: str) -> dict:
     """What the command line says in place of the run's settings.json."""
     return {name: getattr(settings, name) for name in ("model", "dtype", "batch_tokens", "max_tokens", *more)}
@@ -245,40 +209,7 @@ def log_odds(P: float) -> float:
     return math.inf * (P - 0.5) if P in (0, 1) else math.log(P / (1 - P))
 
 
-# ---- what is measured --------------------------------------------------------------------------------------
-
-
-def with_examples(mixture: Mixture, count: int) -> Mixture:
-    """Each evaluation task's prompt followed by `count` labelled rows of the task that are not evaluated
-    on."""
-
-    def shown(task: Task, split: str) -> Task:
-        tested, rng = (
-            {row.text for row in mixture.test_rows(task, split)},
-            random.Random(f"shots-{task.name}"),
-        )
-        rest = [row for row in task.rows if row.text not in tested]
-        names, examples = list(task.labels), []
-        rng.shuffle(rest)
-        for i in range(count):
-            pool = [row for row in rest if row.label == i % len(names)]
-            if not pool:
-                label = names[i % len(names)]
-                raise ValueError(f"--shots: task {task.name!r} has too few rows of {label!r} beside its test rows")
-            rest.remove(pool[0])
-            examples.append(pool[0])
-        rng.shuffle(examples)
-        parts = [
-            f"Text: {text_of({'t': row.text}, 't', row.where, EXAMPLE_CHARS)}\nAnswer: {names[row.label]}"
-            for row in examples
-        ]
-        return replace(task, prompt="\n\n".join([task.prompt, "Examples:", *parts]))
-
-    splits = {
-        split: {group: [shown(task, split) for task in tasks] for group, tasks in groups.items()}
-        for split, groups in mixture.splits.items()
-    }
-    return replace(mixture, splits=splits)
+# ---- parts --------------------------------------------------------------------------------------
 
 
 def trained_conversations(run, mixture: Mixture) -> list:

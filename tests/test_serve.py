@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import http.server
 import json
 import re
 import subprocess
@@ -17,9 +18,10 @@ import eval as evaluation
 from minimon import Monitor
 from minimon.checkpoint import load_model
 from minimon.evaluate import score
-from minimon.lora import add_lora, adapter_tensors, load_adapter, save_adapter
+from minimon.lora import adapter_tensors, add_lora, load_adapter, save_adapter
 from minimon.serve import inputs, stream
-from minimon.tasks import load_task
+from minimon.study.examples import with_examples
+from minimon.tasks import load_mixture, load_task
 from minimon.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -265,17 +267,15 @@ def test_a_base_alone_is_measured_with_and_without_examples_in_its_prompt(capsys
 
 
 def test_examples_are_rows_of_the_task_that_are_not_evaluated_and_of_each_label(tmp_path):
-    from minimon.tasks import load_mixture
-
     plain = load_mixture(mixture(tmp_path))
-    shown = evaluation.with_examples(plain, 4)
+    shown = with_examples(plain, 4)
     before, after = plain.splits["new_domain"][""][0], shown.splits["new_domain"][""][0]
     tested = {row.text for row in plain.test_rows(before, "new_domain")}
     assert after.prompt.startswith(before.prompt) and {row.text for row in shown.test_rows(after, "new_domain")} == tested
     examples = re.findall(r"Text: (.*)\nAnswer: (\w+)", after.prompt)
     assert sorted(label for _, label in examples) == ["No", "No", "Yes", "Yes"] and not tested & {text for text, _ in examples}
     with pytest.raises(ValueError, match="--shots: task 'old' has too few rows of 'Yes' beside its test rows"):
-        evaluation.with_examples(plain, 40)
+        with_examples(plain, 40)
 
 
 def test_splits_and_rows_bound_what_is_measured(capsys, tmp_path):
@@ -404,3 +404,65 @@ def test_a_log_that_inspect_wrote_is_scored_post_hoc_like_the_same_transcript(ru
     assert len(texts) == 3 and not any(SECRET in text for text in texts)
     suspicion, alone = [step.metadata["suspicion_score"] for step in steps], Monitor.load(run, task=run / "t.toml").score(texts[:3])
     assert sorted(suspicion) == pytest.approx(sorted(alone.P.tolist()), abs=1e-5)          # steps come in any order
+
+
+# ---- elsewhere -----------------------------------------------------------------------------------------------------
+
+
+def blocks(language):
+    """Of serve/README.md."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "minimon/serve/README.md").read_text(), re.S)
+
+
+def test_the_readmes_example_of_a_monitor_works_as_printed(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/mine").symlink_to(run)
+    (tmp_path / "my-task.toml").symlink_to(run / "t.toml")
+    (tmp_path / "rows.jsonl").symlink_to(run / "rows.jsonl")
+    monkeypatch.chdir(tmp_path)
+    code, = [block for block in blocks("python") if "Monitor.load" in block]
+    exec(code, {})
+    assert len(re.findall(r"-?\d+\.\d+", capsys.readouterr().out)) == 4
+
+
+def test_the_readmes_flags_exist():
+    flags = set(re.findall(r"--[a-z-]+", "".join(line for block in blocks("") for line in block.splitlines() if "eval.py" in line)))
+    known = {"--" + name.replace("_", "-") for name in evaluation.Settings.__dataclass_fields__}
+    assert flags and flags <= known
+
+
+def test_the_readmes_way_through_a_server_gives_the_monitors_scores(run, tmp_path, monkeypatch):
+    """A server that answers as vLLM's documentation says, by the same model; long texts are cut and the calibration applies."""
+    copy(run, tmp_path)
+    settings = json.loads((run / "settings.json").read_text())
+    (tmp_path / "settings.json").write_text(json.dumps(settings | {"max_tokens": 64}))
+    assert evaluation.main(evaluation.Settings(adapter=str(tmp_path), calibrate=str(run / "t.toml"), fpr=0.1, temperature=True)) == 0
+    monitor, asked = Monitor.load(tmp_path, task=run / "t.toml"), []
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append(len(body["prompt"]))
+            with torch.no_grad():
+                logs = monitor.model.logits(monitor.model(torch.tensor([body["prompt"]])))[0, -1].log_softmax(-1)
+            top = {f"token_id:{i}": value for i, value in enumerate(logs.tolist())}       # more than 20, which suffices
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"choices": [{"logprobs": {"top_logprobs": [top]}}]}).encode())
+
+        def log_message(self, *args):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    code, = [block for block in blocks("python") if "urllib" in block]
+    code = code.replace("http://localhost:8000", f"http://127.0.0.1:{server.server_port}")
+    code, names = code.replace('"runs/mine"', repr(str(tmp_path))).replace('"my-task.toml"', repr(str(run / "t.toml"))), {}
+    try:
+        exec(code, names)
+        texts = [*TEXTS, "Sings. " * 200]
+        found, expected = [names["score"](text) for text in texts], monitor.score(texts)
+    finally:
+        server.shutdown()
+    assert [log_odds for log_odds, _, _ in found] == pytest.approx(expected.log_odds.tolist(), abs=1e-4)
+    assert [decision for *_, decision in found] == expected.decision.tolist() and max(asked) <= 64

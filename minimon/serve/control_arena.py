@@ -1,12 +1,11 @@
 """A minimon monitor for ControlArena's protocols (the extra `arena`: control-arena 20.1.1).
 
-    from minimon.serve.control_arena import minimon_monitor_builder
-    protocol = trusted_monitoring_builder(policy=..., monitor=minimon_monitor_builder(run="runs/mine", task="my.toml"))
+    monitor = minimon_monitor_builder(run="runs/mine", task="my-task.toml")
+    protocol = trusted_monitoring_builder(policy=my_policy(), monitor=monitor)  # live, at every step
+    await evaluate_monitor_post_hoc("attack.eval", monitor, "scored.eval")          # over a saved log
 
-    await evaluate_monitor_post_hoc("honest.eval", minimon_monitor_builder(run=..., task=...), "scored.eval")
-
-suspicion_score is P of the task's first label, of the trajectory up to the step. ControlArena's decorator takes away what a
-monitor may not see; formats/inspect_log.py, which training read logs with, does so again and drops all but what is said.
+suspicion_score is P of the task's first label for the trajectory up to the step. What a monitor may not see
+is taken away by ControlArena's decorator, and again by formats/inspect_log.py, by which logs are trained on.
 """
 
 from functools import cache
@@ -16,7 +15,7 @@ from control_arena import control_agent
 from control_arena.monitor import MonitorResponse, monitor
 from pydantic import Field
 
-from minimon.formats.inspect_log import monitor_view
+from minimon.serve.inspect_scorer import turns_of
 from minimon.serve.monitor import Monitor
 
 load = cache(Monitor.load)  # one model for all monitors of a run and task
@@ -33,14 +32,9 @@ def minimon_monitor_builder(
 
     @monitor
     async def score(state, tools) -> MonitorResponse:
-        scored = await to_thread.run_sync(trained.score, [conversation(state.messages)])
+        scored = await to_thread.run_sync(trained.score, [turns_of(state.messages)])
         decision = None if scored.decision is None else bool(scored.decision[0])
         reason = f"log-odds {scored.log_odds[0]:.3f} for task {trained.task.name}, decision {decision}"
         return MonitorResponse(suspicion_score=float(scored.P[0]), reason=reason)
 
     return score
-
-
-def conversation(messages) -> list[dict]:
-    """Inspect's messages -> turns as a monitor may see them, up to the last assistant message."""
-    return monitor_view([message.model_dump(mode="json", exclude_none=True) for message in messages])

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from minimon.batch import NO_LIMIT, Limit, row_limit, task_label_ids
-from minimon.checkpoint import load_model
+from minimon.checkpoint import default_dtype, load_model
 from minimon.evaluate import read
 from minimon.files import read_json, resolve, sha256
 from minimon.formats.transcript import text_of
@@ -42,8 +42,9 @@ class RunSettings:
 
     model: str | None = None
     mixture: str | None = None
+    splits: str | None = None
+    eval_rows: int | None = None
     instruct: str | None = None
-    labels: str | None = None
     dtype: str | None = None
     date: str = ""  # that a chat template may print; today if not given
     seed: int = 0
@@ -199,10 +200,8 @@ def load_run(adapter, settings: RunSettings, *, device: str, any_base: bool = Fa
     if adapter is not None and not any_base:
         advice = "name that base with --model, or give --any-base"
         check_same(adapter, {"base": base_files(base)}, ["base"], advice)
-    dtype = settings.dtype or ("bfloat16" if torch.device(device).type == "cuda" else None)
-    model = load_model(
-        base, dtype=getattr(torch, dtype) if dtype else None, device="cpu" if sharded else device
-    )
+    dtype = getattr(torch, settings.dtype) if settings.dtype else default_dtype(base, device)
+    model = load_model(base, dtype=dtype, device="cpu" if sharded else device)
     if sharded:
         shard(model, device)
     if adapter is not None:

@@ -190,10 +190,8 @@ def refuse_existing(out: Path, resume: bool, overwrite: bool) -> None:
     if resume or overwrite:
         return
     if part_of(out).exists():
-        raise ValueError(
-            f"{part_of(out)}: holds scores that are not finished; give --resume to go on, --overwrite to start "
-            "again, or name another --out"
-        )
+        advice = "give --resume to go on, --overwrite to start again, or name another --out"
+        raise ValueError(f"{part_of(out)}: holds scores that are not finished; {advice}")
     check_output(out, overwrite)
 
 

@@ -197,9 +197,13 @@ def calibration_lines(task: Task, entry: dict) -> str:
     """What a person is shown of a calibration."""
     bounds = {key: entry[f"{key}_ci95"] for key in ("threshold", "fpr", "tpr")}
     shown = {key: f"[{low:.4g}, {high:.4g}]" for key, (low, high) in bounds.items()}
+    label, rows = (
+        next(iter(task.labels)),
+        f"{entry['negatives']} negatives and {entry['positives']} positives",
+    )
     lines = [
-        f"{task.name}: {next(iter(task.labels))} where log-odds > {entry['threshold']:.6g} {shown['threshold']}, "
-        f"picked on {entry['negatives']} negatives and {entry['positives']} positives ({entry['rows']} rows)",
+        f"{task.name}: {label} where log-odds > {entry['threshold']:.6g} {shown['threshold']}, "
+        f"picked on {rows} ({entry['rows']} rows)",
         f"there FPR {entry['fpr']:.4f} {shown['fpr']} and TPR {entry['tpr']:.3f} {shown['tpr']}; "
         f"temperature {entry['temperature']:g}",
     ]
@@ -207,9 +211,7 @@ def calibration_lines(task: Task, entry: dict) -> str:
         advice = "rows that are harder to judge would tell where it belongs"
         lines.append(f"warning: these rows separate completely, the threshold is halfway between; {advice}")
     if not entry["checked"]:
-        lines.append(
-            "warning: the run's training rows cannot be read; nothing tells whether these are among them"
-        )
+        lines.append("warning: the run's training rows cannot be read; these may be among them")
     return "\n".join(lines)
 
 

@@ -1,0 +1,43 @@
+"""Few-shot prompting of any mixture: prompts that show labelled rows of their own task."""
+
+import random
+from dataclasses import replace
+
+from minimon.formats.transcript import text_of
+from minimon.tasks import Mixture, Row, Task
+
+CHARS = 1000  # of a text that is shown
+
+
+def with_examples(mixture: Mixture, count: int) -> Mixture:
+    """Each evaluation task's prompt followed by `count` of its labelled rows that are not evaluated on, the
+    labels in turn. Raises ValueError for a task that has too few."""
+    splits = {}
+    for split, groups in mixture.splits.items():
+        splits[split] = {}
+        for group, tasks in groups.items():
+            splits[split][group] = [showing(task, mixture.test_rows(task, split), count) for task in tasks]
+    return replace(mixture, splits=splits)
+
+
+def showing(task: Task, tested: list[Row], count: int) -> Task:
+    texts, names, examples = {row.text for row in tested}, list(task.labels), []
+    rest = [row for row in task.rows if row.text not in texts]
+    rng = random.Random(f"shots-{task.name}")
+    rng.shuffle(rest)
+    for i in range(count):
+        label = i % len(names)
+        pool = [row for row in rest if row.label == label]
+        if not pool:
+            raise ValueError(
+                f"--shots: task {task.name!r} has too few rows of {names[label]!r} beside its test rows"
+            )
+        rest.remove(pool[0])
+        examples.append(pool[0])
+    rng.shuffle(examples)
+    parts = [task.prompt, "Examples:"]
+    for row in examples:
+        parts.append(
+            f"Text: {text_of({'text': row.text}, 'text', row.where, CHARS)}\nAnswer: {names[row.label]}"
+        )
+    return replace(task, prompt="\n\n".join(parts))
