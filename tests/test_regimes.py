@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 import train
 from minimon.checkpoint import load_model
-from minimon.study.self_labels import label_quality, labelled_rows, load_labels
 from minimon.steps import conversation_loss
 from minimon.tasks import Conversation, load_conversations
 from minimon.run.known import Known
@@ -106,32 +105,6 @@ def test_a_stopped_run_of_every_regime_goes_on_to_the_same_adapter(world, tmp_pa
         assert (tmp_path / "x" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert report(tmp_path / "x") == report(tmp_path / "whole")
     assert [line["step"] for line in log(tmp_path / "x")] == list(range(1, len(log(tmp_path / "whole")) + 1))
-
-
-def test_a_run_stopped_while_it_labels_goes_on(world, tmp_path, monkeypatch):
-    def stop(*arguments, on_rows, **keywords):
-        os.kill(os.getpid(), signal.SIGINT)
-        on_rows(1)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "self_labels", stop)
-        assert train.main(talking(world, tmp_path / "x", labels="self")) == 130
-    assert not (tmp_path / "x/labels.jsonl").exists()
-    assert train.main(talking(world, tmp_path / "x", labels="self", resume=True)) == 0 and (tmp_path / "x/report.json").exists()
-
-
-def test_self_labels_are_trained_on_and_gold_ones_only_tell_how_good_they_are(world, tmp_path):
-    assert train.main(talking(world, tmp_path / "x", labels="self")) == 0
-    small = load_mixture(world / "talking.toml")
-    labels = load_labels(tmp_path / "x/labels.jsonl", small, 0)
-    assert len(labels) == 12 * len(small.train) and report(tmp_path / "x")["labels"] == label_quality(labels, small)
-    rows = labelled_rows(small, 0, labels)
-    given = {(label["task"], label["where"]): label["label"] for label in labels}
-    for task in small.train:
-        assert rows[task.name] and all(list(task.labels)[row.label] == given[task.name, row.where] for row in rows[task.name])
-    turned = [{**label, "gold": "Yes" if label["gold"] == "No" else "No"} for label in labels]
-    assert labelled_rows(small, 0, turned) == rows
-    assert label_quality(turned, small)["right"] == pytest.approx(1 - label_quality(labels, small)["right"])
 
 
 def test_training_goes_on_from_an_adapter(world, tmp_path):
