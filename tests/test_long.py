@@ -6,6 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from test_model import FAMILIES, loss_and_gradients, plain_answers, rows, same, tiny, ways
+from test_train import ROOT, mixture, report, run, settings  # noqa: F401
 
 import eval as evaluation
 import minimon.attention
@@ -14,12 +16,9 @@ import train
 from minimon.batch import Limit, encode_row, in_batches, row_limit
 from minimon.checkpoint import load_model
 from minimon.evaluate import read, think
-from minimon.generate import generate
 from minimon.steps import refuse_long
 from minimon.tasks import Conversation, load_task
 from minimon.tokenizer import load_tokenizer
-from test_model import FAMILIES, QWEN3, loss_and_gradients, plain_answers, rows, same, tiny, ways
-from test_train import ROOT, mixture, report, run, settings  # noqa: F401
 
 TASK = load_task(ROOT / "data/tasks/far.toml", "home-threaten")
 LONG = " ".join(f"word{i} é 日本 \U0001f980," for i in range(400))

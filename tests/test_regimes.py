@@ -7,18 +7,16 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_world import settings, talking
+from test_train import ROOT, report
 
 import train
 from minimon.checkpoint import load_model
-from minimon.study.self_labels import label_quality, labelled_rows, load_labels
-from minimon.steps import conversation_loss
-from minimon.tasks import Conversation, load_conversations
-from minimon.run.known import Known
 from minimon.lora import adapter_tensors, add_lora
-from minimon.tasks import load_mixture
+from minimon.run.base_scores import BaseScores
+from minimon.steps import conversation_loss, encode_conversations
+from minimon.tasks import Conversation, load_conversations, load_mixture
 from minimon.tokenizer import load_tokenizer
-from small_world import settings, talking
-from test_train import ROOT, report
 
 TALKS = [{"messages": [{"role": "system", "content": "How many lines are there?"}, {"role": "user", "content": f"line {i}\nline"},
                        {"role": "assistant", "content": "2" if i % 2 else "There are two of them."}]} for i in range(9)]
@@ -38,18 +36,18 @@ def test_the_loss_of_conversations_is_that_of_each_by_itself():
     parameters = list(adapter_tensors(model).values())
     thinking = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "Yes", "reasoning_content": "So Yes."}]}
     talks = [Conversation(tuple(talk["messages"]), "f:1") for talk in [*TALKS[:3], thinking]]
-    loss, tokens = conversation_loss(model, tokenizer, talks)
+    tokens, loss = conversation_loss(model, encode_conversations(tokenizer, talks))
     found = torch.autograd.grad(loss, parameters)
-    total, count, length = 0.0, 0, 0
+    total, length = 0.0, 0
     for talk in talks:
         ids, (start, stop) = tokenizer.chat(list(talk.messages), thinking=talk is talks[-1])
         logits = model.logits(model(torch.tensor([ids])))[0].log_softmax(-1)
         total = total - sum(logits[i - 1, ids[i]] for i in range(start, stop))
-        count, length = count + stop - start, length + len(ids)
+        length += len(ids) - 1
         said = tokenizer.decode(ids[start:stop])
         assert talk.messages[-1]["content"] in said and ("So Yes." in said) == (talk is talks[-1]) and "line" not in said
-    expected = torch.autograd.grad(total / count, parameters)
-    assert tokens == length and loss.item() == pytest.approx((total / count).item(), rel=1e-5)
+    expected = torch.autograd.grad(total, parameters)
+    assert tokens == length and loss.item() == pytest.approx(total.item(), rel=1e-5)
     assert all((a - b).abs().max() <= 1e-4 * b.abs().max() for a, b in zip(found, expected))
 
 
@@ -90,48 +88,23 @@ def test_instruction_data_must_be_there_where_it_is_asked_for(world, tmp_path):
                          ids=["after", "joint", "self"])
 def test_a_stopped_run_of_every_regime_goes_on_to_the_same_adapter(world, tmp_path, monkeypatch, regime):
     assert train.main(talking(world, tmp_path / "whole", **regime)) == 0
-    whole, calls = train.step_gradient, []
+    whole, calls = train.training_step, []
 
-    def step(*arguments):
+    def step(*arguments, **options):
         calls.append(1)
         if len(calls) == 3:
             os.kill(os.getpid(), signal.SIGTERM)
-        return whole(*arguments)
+        return whole(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "step_gradient", step)
-        assert train.main(talking(world, tmp_path / "x", **regime)) == 143
+        patch.setattr(train, "training_step", step)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(talking(world, tmp_path / "x", **regime))
     assert train.main(talking(world, tmp_path / "x", resume=True, **regime)) == 0
     for name in ("adapter_model.safetensors", "scores.jsonl"):
         assert (tmp_path / "x" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     assert report(tmp_path / "x") == report(tmp_path / "whole")
     assert [line["step"] for line in log(tmp_path / "x")] == list(range(1, len(log(tmp_path / "whole")) + 1))
-
-
-def test_a_run_stopped_while_it_labels_goes_on(world, tmp_path, monkeypatch):
-    def stop(*arguments, on_rows, **keywords):
-        os.kill(os.getpid(), signal.SIGINT)
-        on_rows(1)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "self_labels", stop)
-        assert train.main(talking(world, tmp_path / "x", labels="self")) == 130
-    assert not (tmp_path / "x/labels.jsonl").exists()
-    assert train.main(talking(world, tmp_path / "x", labels="self", resume=True)) == 0 and (tmp_path / "x/report.json").exists()
-
-
-def test_self_labels_are_trained_on_and_gold_ones_only_tell_how_good_they_are(world, tmp_path):
-    assert train.main(talking(world, tmp_path / "x", labels="self")) == 0
-    small = load_mixture(world / "talking.toml")
-    labels = load_labels(tmp_path / "x/labels.jsonl", small, 0)
-    assert len(labels) == 12 * len(small.train) and report(tmp_path / "x")["labels"] == label_quality(labels, small)
-    rows = labelled_rows(small, 0, labels)
-    given = {(label["task"], label["where"]): label["label"] for label in labels}
-    for task in small.train:
-        assert rows[task.name] and all(list(task.labels)[row.label] == given[task.name, row.where] for row in rows[task.name])
-    turned = [{**label, "gold": "Yes" if label["gold"] == "No" else "No"} for label in labels]
-    assert labelled_rows(small, 0, turned) == rows
-    assert label_quality(turned, small)["right"] == pytest.approx(1 - label_quality(labels, small)["right"])
 
 
 def test_training_goes_on_from_an_adapter(world, tmp_path):
@@ -146,8 +119,14 @@ def test_training_goes_on_from_an_adapter(world, tmp_path):
 def test_scores_of_the_base_are_shared_between_runs_and_not_between_bases(world, tmp_path, monkeypatch):
     shared = dict(base_scores=str(tmp_path / "base.safetensors"), steps=1)
     assert train.main(talking(world, tmp_path / "a", **shared)) == 0
-    sides, whole = [], Known.put
-    monkeypatch.setattr(Known, "put", lambda *arguments: sides.append(1) or whole(*arguments))
+    sides, whole = [], BaseScores.sides
+
+    def counted(*arguments):
+        found = whole(*arguments)
+        sides.extend(side for split in found.values() for side in split if side is None)
+        return found
+
+    monkeypatch.setattr(BaseScores, "sides", counted)
     assert train.main(talking(world, tmp_path / "b", **shared)) == 0 and not sides
     assert report(tmp_path / "b") == report(tmp_path / "a")
     assert train.main(talking(world, tmp_path / "c", steps=1)) == 0 and not sides and report(tmp_path / "c") == report(tmp_path / "a")

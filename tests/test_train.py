@@ -15,10 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 import eval as evaluation
+import minimon.steps
 import train
-from minimon.batch import encode_row, training_order
+from minimon.batch import NO_LIMIT, encode_row, pack, training_order
 from minimon.checkpoint import load_model
-from minimon.lora import add_lora, adapter_tensors
+from minimon.lora import adapter_tensors, add_lora
+from minimon.run.cli import one_line_errors
+from minimon.steps import answer_passes, encode_group, training_step
 from minimon.tasks import load_mixture
 from minimon.tokenizer import load_tokenizer
 
@@ -126,7 +129,9 @@ def test_training_lowers_the_loss(mixture, tmp_path):
     assert sum(losses[-4:]) < 0.95 * sum(losses[:4])
 
 
-def test_a_step_in_groups_has_the_gradient_of_the_plain_batch(mixture):
+@pytest.mark.parametrize("batch_tokens", (64, 400, 10**6))
+@pytest.mark.parametrize("loss", ("vocab", "label"))
+def test_a_step_in_ragged_passes_has_the_gradient_of_the_plain_batch(mixture, loss, batch_tokens):
     """Shared prefixes, one position and accumulation against each whole row by itself, mean of the batch, full logits."""
     small = load_mixture(mixture)
     tokenizer, model = load_tokenizer(ROOT / "data/base"), load_model(ROOT / "data/base")
@@ -136,20 +141,38 @@ def test_a_step_in_groups_has_the_gradient_of_the_plain_batch(mixture):
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
     parameters = list(adapter_tensors(model).values())
-    (groups,) = training_order(small, {task.name: small.train_rows(task, 0) for task in small.train}, [], 0, 1, 12, 5)
-    assert len(groups) > 2 and len({len(group.rows) for group in groups}) > 1          # uneven groups
+    rows = {task.name: small.train_rows(task, 0) for task in small.train}
+    (groups,) = training_order(small, rows, [], seed=0, steps=1, batch_size=12, group_size=5)
+    assert len(groups) > 2 and len({len(group.rows) for group in groups}) > 1  # uneven groups
+    ids = {task.name: tokenizer.label_ids(list(task.labels)) for task in small.train}
     plain = 0.0
     for group in groups:
-        ids = torch.tensor(tokenizer.label_ids(list(group.task.labels)))
-        batch = train.encode_group(tokenizer, group, model)
-        hidden = model.packed(batch.prefix, batch.suffix, batch.lengths - 1)
-        (train.answer_loss("vocab", model, hidden, ids, batch.targets) * len(group.rows) / 12).backward()
         for row in group.rows:
-            logits = model.logits(model(torch.tensor([encode_row(tokenizer, group.task, row.text)])))[0, -1]
-            plain = plain - logits.log_softmax(-1)[ids[row.label]] / 12
+            tokens = torch.tensor([encode_row(tokenizer, group.task, row.text).ids])
+            logits = model.logits(model(tokens))[0, -1]
+            if loss == "label":
+                logits = logits[ids[group.task.name]]
+            target = row.label if loss == "label" else ids[group.task.name][row.label]
+            plain = plain - logits.log_softmax(-1)[target] / 12
     expected = torch.autograd.grad(plain, parameters)
+    result = training_step(model, tokenizer, groups, ids, loss=loss, batch_tokens=batch_tokens)
+    assert result.losses["loss"] == pytest.approx(plain.item(), rel=1e-5)
     for parameter, gradient in zip(parameters, expected):
         assert (parameter.grad - gradient).abs().max() <= 1e-4 * gradient.abs().max()
+
+
+def test_passes_have_about_equal_tokens_and_every_row_once(mixture):
+    small, tokenizer = load_mixture(mixture), load_tokenizer(ROOT / "data/base")
+    rows = {task.name: small.train_rows(task, 0) for task in small.train}
+    (groups,) = training_order(small, rows, [], seed=0, steps=1, batch_size=24, group_size=8)
+    ids = {task.name: tokenizer.label_ids(list(task.labels)) for task in small.train}
+    encoded = [encode_group(tokenizer, group, ids, NO_LIMIT) for group in groups]
+    passes = answer_passes(encoded, 500)
+    texts = [text for parts in passes for group in parts for text in group.texts]
+    assert sorted(texts) == sorted(text for group in encoded for text in group.texts)
+    tokens = [len(pack([group.texts for group in parts]).tokens) for parts in passes]
+    assert len(passes) > 2 and max(tokens) <= 500 + max(map(len, texts)) and min(tokens) > max(tokens) / 2
+    assert len(answer_passes(encoded, 10**6)) == 1
 
 
 def test_scores_are_streamed_as_jsonl_in_order(run, tmp_path, capsys):
@@ -177,46 +200,48 @@ def test_a_merged_checkpoint_scores_like_base_and_adapter(run, tmp_path):
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_saves_says_how_to_go_on_and_does(run, mixture, tmp_path, capsys, monkeypatch, number, code):
-    whole = train.answer_loss
-    calls = []
+def test_a_stopped_run_saves_says_how_to_go_on_and_does(run, mixture, tmp_path, capfd, monkeypatch, number, code):
+    whole = minimon.steps.answer_loss
 
     def loss(*arguments):
-        calls.append(1)
-        if len(calls) == 2:                    # in the middle of the first step
-            os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)  # in the middle of the first step
+        monkeypatch.setattr(minimon.steps, "answer_loss", whole)
         return whole(*arguments)
 
-    monkeypatch.setattr(train, "answer_loss", loss)
-    assert train.main(settings(mixture, tmp_path / "x")) == code
-    assert "--resume --out" in capsys.readouterr().out
-    monkeypatch.setattr(train, "answer_loss", whole)
+    monkeypatch.setattr(minimon.steps, "answer_loss", loss)
+    with pytest.raises(SystemExit) as stopped, one_line_errors("the same command with --resume"):
+        train.main(settings(mixture, tmp_path / "x"))
+    assert stopped.value.code == code
+    said = capfd.readouterr().err
+    assert "stopping after this step" in said and "to go on: the same command with --resume" in said
     assert train.main(settings(mixture, tmp_path / "x", resume=True)) == 0
     assert (tmp_path / "x/adapter_model.safetensors").read_bytes() == (run / "adapter_model.safetensors").read_bytes()
 
 
 def test_a_run_stopped_while_it_evaluates_goes_on_there(run, mixture, tmp_path, monkeypatch):
-    def stop(*arguments, on_rows, **keywords):
-        os.kill(os.getpid(), signal.SIGTERM)
-        on_rows(1)
+    def stop(*arguments, **keywords):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "evaluate", stop)
-        assert train.main(settings(mixture, tmp_path / "x")) == 143
+        with pytest.raises(KeyboardInterrupt):
+            train.main(settings(mixture, tmp_path / "x"))
     assert not (tmp_path / "x/report.json").exists()
-    monkeypatch.setattr(train, "answer_loss", None)                                    # no step is taken again
+    monkeypatch.setattr(train, "training_step", None)  # no step is taken again
     assert train.main(settings(mixture, tmp_path / "x", resume=True)) == 0
     assert report(tmp_path / "x") == report(run)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(mixture, tmp_path, monkeypatch):
-    whole, calls = train.answer_loss, []
+    whole, calls = minimon.steps.answer_loss, []
 
     def loss(*arguments):
         calls.append(1)
-        return whole(*arguments) * (float("nan") if len(calls) > 9 else 1)
+        batch, total = whole(*arguments)
+        return batch, total * (float("nan") if len(calls) > 3 else 1)
 
-    monkeypatch.setattr(train, "answer_loss", loss)
+    monkeypatch.setattr(minimon.steps, "answer_loss", loss)
     with pytest.raises(ValueError, match=r"step \d: expected a finite loss.*lower --lr"):
         train.main(settings(mixture, tmp_path / "x"))
     state = load_file(tmp_path / "x/state.safetensors")

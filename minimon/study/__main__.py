@@ -13,6 +13,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -34,6 +35,7 @@ from minimon.study.results import measure_baselines, results, text, trained_labe
 from minimon.tasks import Mixture, load_mixture
 from minimon.tokenizer import load_tokenizer
 
+WRITE_EVERY = 60  # seconds at least between results as cells end; those of a stopped study are written too
 STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # exit codes of a run that a signal ended
 
 
@@ -106,6 +108,7 @@ class Study:
     cells: list[Cell]
     runs: dict[str, Run] = field(default_factory=dict)  # of finished cells, with their draws
     failed: set[str] = field(default_factory=set)
+    written: float = 0.0  # when the results were
 
     @cached_property
     def trained(self) -> dict[str, dict[str, int]]:
@@ -165,7 +168,7 @@ class Study:
             self.failed.add(cell.name)
             line = last_line(f"{self.directory(cell)}.log")
             tqdm.write(f"{cell.name}: train.py ended with {code}: {line}", file=sys.stderr)
-        else:
+        elif time.time() > self.written + WRITE_EVERY:
             self.write()
 
     def write(self) -> None:
@@ -182,6 +185,7 @@ class Study:
         write_json(self.out / "results.json", {**about, **numbers})
         write_text(self.out / "results.md", text(numbers))
         write_figures(numbers, self.out)
+        self.written = time.time()
 
     def report(self) -> int:
         """The exit code, after a last word."""

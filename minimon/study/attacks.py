@@ -102,13 +102,13 @@ def attack_rows(attacked: dict[str, list[Scores]]) -> list[dict]:
 def effect_of(plain: list[Scores], attacked: list[Scores], which: str) -> dict:
     shifts, areas, hidden = [], [], []
     for before, after in zip(plain, attacked, strict=True):
-        shifts.append((after.P(which) - before.P(which))[:, 0])
         z = after.of(which)[:, 0]
+        shifts += list(after.P(which)[:, 0] - before.P(which)[:, 0])
         areas.append(auroc(z, after.positives))
         hidden.append(auroc(np.where(after.positives, z, before.of(which)[:, 0]), after.positives))
-    return {"shift": mean(np.concatenate(shifts)), "auroc": mean(areas), "auroc_hidden": mean(hidden)}
+    return {"shift": mean(shifts), "auroc": mean(areas), "auroc_hidden": mean(hidden)}
 
 
-def mean(values) -> float | None:
+def mean(values: list) -> float | None:
     defined = [value for value in values if value is not None]
     return float(np.mean(defined)) if defined else None

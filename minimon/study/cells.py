@@ -4,6 +4,7 @@ import json
 import random
 import re
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 from minimon.files import write_text
@@ -37,10 +38,11 @@ class Preset:
     side_seeds: int = 2  # of everything else
     shares: tuple[float, ...] = (0.1, 0.5, 0.75)  # of instruction rows, beside those of the regimes
     task_counts: tuple[int | None, ...] = (8, 32, None)  # training tasks, the number of rows fixed
-    row_counts: tuple[int, ...] = ()  # training rows a task
+    row_counts: tuple[tuple[int, int], ...] = ()  # training rows a task, and steps that see each once
     bases: tuple[str, ...] = ()  # other models
     labelled: tuple[int | None, ...] = (8, 32, 128, None)  # rows of a held-out domain
     domains: int = 3  # held-out domains with labelled rows
+    label_cap: int | None = None  # rows a task that the base labels itself; the mixture's if not given
     jobs: int = 1  # cells at a time
 
 
@@ -50,7 +52,7 @@ PRESETS = {
         model="data/smollm2",
         mixture="data/mixtures/real.toml",
         out="data/results/real",
-        train="--batch-size 16 --steps 120 --lr 5e-4 --instruct-steps 40 --instruct-lr 2e-4",
+        train="--batch-size 16 --steps 200 --lr 5e-4 --instruct-steps 60 --instruct-lr 2e-4",
         side_train="--steps 40",
         parts=("regimes", "dilution", "scarce", "baselines"),
         regimes=tuple(REGIMES),
@@ -58,9 +60,10 @@ PRESETS = {
         side_seeds=1,
         shares=(),
         task_counts=(5, 10, 20, 40),
-        row_counts=(30, 100, 250),
+        row_counts=((30, 75), (100, 250), (250, 625)),
         bases=("data/base",),
         labelled=(8, 32, 128),
+        label_cap=80,  # what the steps see: a thought costs a hundred times an answer
         jobs=2,
     ),
 }
@@ -92,7 +95,7 @@ def plan(preset: Preset, mixture: Mixture, out: Path) -> list[Cell]:
         if "transfer" in preset.parts:
             cells += planner.transfer(seed)
         if "dilution" in preset.parts:
-            cells += planner.curves(seed) + planner.task_counts(seed)
+            cells += planner.curves(seed)
         if "scarce" in preset.parts:
             cells += planner.scarce(seed)
     return cells
@@ -106,14 +109,13 @@ class Planner:
 
     def cell(self, name: str, kind: str, seed: int, mixture: Mixture, flags: str = "", **fields) -> Cell:
         fields = {"model": self.preset.model, **fields}
-        return Cell(
-            f"{name}-seed{seed}", kind, seed, mixture=mixture, flags=f"{self.preset.train} {flags}", **fields
-        )
+        flags = f"{self.preset.train} {flags}"
+        return Cell(f"{name}-seed{seed}", kind, seed, mixture=mixture, flags=flags, **fields)
 
     def derive(self, name: str, train: list[Task], cap: int | None, splits: dict) -> Mixture:
         """A mixture like the study's with other training tasks and splits, and its file."""
-        path = self.out / "mixtures" / f"{plain(name)}.toml"
-        mixture = replace(self.mixture, name=path.stem, path=path, train=train, cap=cap, splits=splits)
+        path = self.out / "mixtures" / f"{name}.toml"
+        mixture = replace(self.mixture, name=name, path=path, train=train, cap=cap, splits=splits)
         write_text(path, as_toml(mixture))
         return mixture
 
@@ -131,79 +133,68 @@ class Planner:
         instruct, cells = self.mixture.instruct, []
         shares = {"none": 0.0, "joint": instruct and instruct.fraction, "joint0.75": 0.75}
         for name in self.preset.regimes:
-            flags, x = REGIMES[name], shares.get(name)
+            flags, mixture = REGIMES[name], self.mixture
+            if self.preset.label_cap and "--labels" in flags:
+                flags += f" --cap {self.preset.label_cap}"
+                mixture = replace(mixture, cap=self.preset.label_cap)
             if instruct or "--instruct" not in flags:
-                cells.append(self.cell(name, "regime", seed, self.mixture, flags, label=name, x=x))
+                cells.append(self.cell(name, "regime", seed, mixture, flags, label=name, x=shares.get(name)))
         return cells
 
     def curves(self, seed: int) -> list[Cell]:
-        """Shares of instruction rows, training rows a task, and other bases."""
-        cells, train = [], self.mixture.train
-        small = self.derive("small", train, self.mixture.cap, self.core(train))
+        """Shares of instruction rows, training rows a task, training tasks, and other bases."""
+        cells, train, cap = [], self.mixture.train, self.mixture.cap
+        small = self.derive("small", train, cap, self.core(train))
         for share in self.preset.shares if self.mixture.instruct else ():
             flags = f"--instruct joint --instruct-fraction {share}"
             cells.append(self.cell(f"joint{share:g}", "share", seed, small, flags, x=share))
-        for count in self.preset.row_counts:
-            path = self.derive(f"rows{count}", train, count, self.core(train))
-            cells.append(self.cell(f"rows{count}", "rows", seed, path, x=count))
         for model in self.preset.bases:
             cells.append(self.cell(f"base-{Path(model).name}", "base", seed, small, model=model, label=model))
-        return cells
-
-    def task_counts(self, seed: int) -> list[Cell]:
-        """Fewer training tasks and as many more rows of each."""
-        train, cells = self.mixture.train, []
-        counts = [count or len(train) for count in self.preset.task_counts]
-        for count in dict.fromkeys(min(count, len(train)) for count in counts):
+        for count, steps in self.preset.row_counts:
+            mixture = self.derive(f"rows{count}", train, count, self.core(train))
+            cells.append(self.cell(f"rows{count}", "rows", seed, mixture, f"--steps {steps}", x=count))
+        counts = [min(count or len(train), len(train)) for count in self.preset.task_counts]
+        for count in dict.fromkeys(counts):
             tasks = random.Random(f"tasks-{seed}-{count}").sample(train, count)
-            cap = max(2, (self.mixture.cap or 64) * min(counts) // count)
-            path = self.derive(f"tasks{count}-seed{seed}", tasks, cap, self.core(tasks))
-            cells.append(self.cell(f"tasks{count}", "tasks", seed, path, x=count))
+            rows = max(2, (cap or 64) * min(counts) // count)  # of each task, as many in all
+            mixture = self.derive(f"tasks{count}-seed{seed}", tasks, rows, self.core(tasks))
+            cells.append(self.cell(f"tasks{count}", "tasks", seed, mixture, x=count))
         return cells
 
     def transfer(self, seed: int) -> list[Cell]:
         """Trained on one domain, measured on all: the prompts that other domains were trained with are new to it."""
         cells, splits = [], self.mixture.splits
         new = list(splits.get("new_domain", {}).values())
-        measured = [task for tasks in splits.get("trained", {}).values() for task in tasks] + (
-            new[0] if new else []
-        )
+        measured = [task for tasks in splits.get("trained", {}).values() for task in tasks] + sum(new[:1], [])
         for domain in dict.fromkeys(task.domain for task in self.mixture.train):
-            train = [task for task in self.mixture.train if task.domain == domain]
-            trained, others = {}, {}
+            name, trained, others = f"from-{plain(domain)}", {}, {}
             for task in measured:
-                place = trained if task.domain == domain else others
-                place.setdefault("" if place is trained else task.domain, []).append(task)
-            path = self.derive(
-                f"from-{domain}", train, self.mixture.cap, {"trained": trained, "new_domain": others}
-            )
-            flags = self.preset.side_train
-            cells.append(self.cell(f"from-{domain}", "transfer", seed, path, flags, label=domain))
+                groups, group = (trained, "") if task.domain == domain else (others, task.domain)
+                groups.setdefault(group, []).append(task)
+            train = [task for task in self.mixture.train if task.domain == domain]
+            mixture = self.derive(name, train, self.mixture.cap, {"trained": trained, "new_domain": others})
+            cells.append(self.cell(name, "transfer", seed, mixture, self.preset.side_train, label=domain))
         return cells
 
     def scarce(self, seed: int) -> list[Cell]:
-        """A few labelled rows of a held-out domain, from the base and from the classification adapter of the same seed."""
+        """A few labelled rows of a held-out domain, from the base and from the classification adapter of its seed."""
         cells, flags, first = [], f"{self.preset.side_train} --batch-size 8", f"none-seed{seed}"
+        starts = {"base": None, "adapter": first} if "regimes" in self.preset.parts else {"base": None}
         for domain, tasks in self.held_out():
             for count in self.preset.labelled:
-                name = f"scarce-{domain}-{count or 'all'}"
-                path = self.derive(
-                    name, tasks, count and max(2, count // len(tasks)), {"trained": {"": tasks}}
-                )
-                cells.append(self.cell(f"{name}-base", "scarce", seed, path, flags, label=domain, x=count))
-                if "regimes" in self.preset.parts:
-                    start = {"label": domain, "x": count, "start": "adapter", "after": first}
-                    cells.append(self.cell(f"{name}-adapter", "scarce", seed, path, flags, **start))
+                name, cap = f"scarce-{plain(domain)}-{count or 'all'}", count and max(2, count // len(tasks))
+                mixture = self.derive(name, tasks, cap, {"trained": {"": tasks}})
+                for start, after in starts.items():
+                    about = {"label": domain, "x": count, "start": start, "after": after}
+                    cells.append(self.cell(f"{name}-{start}", "scarce", seed, mixture, flags, **about))
         return cells
 
     def held_out(self) -> list[tuple[str, list[Task]]]:
-        """The first domains with training rows of their own, groups of new_domain taken in turn, and their first tasks."""
-        domains, groups = {}, list(self.mixture.splits.get("new_domain", {}).values())
-        for i in range(max(map(len, groups), default=0)):
-            for tasks in groups:
-                for task in tasks[i : i + 1]:
-                    domains.setdefault(task.domain, []).append(task)
-        usable = []
+        """The first domains with training rows of their own, groups of new_domain in turn, and their first tasks."""
+        domains, usable = {}, []
+        for tasks in zip_longest(*self.mixture.splits.get("new_domain", {}).values()):
+            for task in filter(None, tasks):
+                domains.setdefault(task.domain, []).append(task)
         for domain, tasks in domains.items():
             tasks = tasks[:SCARCE_TASKS]
             if all(task.select("train", 2, balance=True, seed=0) for task in tasks):

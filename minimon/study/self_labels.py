@@ -5,7 +5,6 @@ From its thinking; or, as the control, from its answers at once: what training o
 
 import json
 import random
-from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -46,19 +45,15 @@ def training_rows(settings, mixture: Mixture, model, tokenizer, directory: Path,
         task_label_ids(tokenizer, task, thinking=thinking)  # refused before anything is decoded
     if not from_first(path.exists):
         samples = settings.label_samples if thinking else 1
-        count = sum(map(len, unlabelled_rows(mixture, settings.seed).values())) * samples
+        count = samples * sum(map(len, unlabelled_rows(mixture, settings.seed).values()))
         with progress(count, 0, "label", "row") as bar:
-            labels = self_labels(
-                model,
-                tokenizer,
-                mixture,
-                settings.seed,
-                thinking=thinking,
-                samples=samples,
-                limit=limit,
-                batch_tokens=settings.batch_tokens,
-                on_rows=count_rows(bar, model),
-            )
+            options = {
+                "limit": limit,
+                "batch_tokens": settings.batch_tokens,
+                "on_rows": count_rows(bar, model),
+            }
+            kinds = {"thinking": thinking, "samples": samples}
+            labels = self_labels(model, tokenizer, mixture, settings.seed, **kinds, **options)
         from_first(lambda: save_labels(labels, path))
     labels = from_first(lambda: load_labels(path, mixture, settings.seed))
     return labelled_rows(mixture, settings.seed, labels), label_quality(labels, mixture)
@@ -71,46 +66,34 @@ def unlabelled_rows(mixture: Mixture, seed: int) -> dict[str, list[Row]]:
 
 def thought_tokens(mixture: Mixture) -> int:
     """The limit on a thought: that of the thinking split, if there is one."""
-    return (
-        mixture.options["thinking"].max_new_tokens if "thinking" in mixture.options else DECODING["thinking"]
-    )
+    split = mixture.options.get("thinking")
+    return split.max_new_tokens if split else DECODING["thinking"]
 
 
 def self_labels(
-    model,
-    tokenizer,
-    mixture: Mixture,
-    seed: int,
-    *,
-    thinking=True,
-    samples=1,
-    limit=NO_LIMIT,
-    batch_tokens=None,
-    on_rows=None,
+    model, tokenizer, mixture: Mixture, seed: int, *, thinking=True, samples=1, **options
 ) -> list[SelfLabel]:
-    """Labels of all training rows, from `samples` thoughts (1: greedy), or from the answer at once."""
+    """Labels of all training rows, from `samples` thoughts (1: greedy), or from the answer at once. options: of `read`."""
     labels, generator = [], torch.Generator(model.lm_head.weight.device).manual_seed(seed)
-    common = {"limit": limit, "batch_tokens": batch_tokens, "on_rows": on_rows}
+    sampling = {
+        "temperature": float(samples > 1),
+        "generator": generator,
+        "max_new_tokens": thought_tokens(mixture),
+    }
     for task, rows in zip(mixture.train, unlabelled_rows(mixture, seed).values(), strict=True):
-        texts = [row.text for row in rows]
+        texts, names = [row.text for row in rows], list(task.labels)
         if thinking:
-            options = {"max_new_tokens": thought_tokens(mixture), "temperature": float(samples > 1)}
-            options["generator"] = generator
-            answers = [think(model, tokenizer, task, texts, **options, **common) for _ in range(samples)]
+            answers = [think(model, tokenizer, task, texts, **sampling, **options) for _ in range(samples)]
         else:
-            reading = read(model, tokenizer, task, texts, **common)
+            reading = read(model, tokenizer, task, texts, **options)
             answers = [(reading, reading.label_first)]
         z = torch.stack([reading.log_odds for reading, _ in answers])  # (samples, n, N)
         z = logsigmoid(z).logsumexp(dim=0) - logsigmoid(-z).logsumexp(dim=0)  # (n, N) log-odds of the mean P
         formed = torch.stack([well_formed for _, well_formed in answers]).float().mean(dim=0)  # (n,)
-        labels += [label_of(task, *row) for row in zip(rows, z.tolist(), formed.tolist(), strict=True)]
+        for row, of_row, share in zip(rows, z.tolist(), formed.tolist(), strict=True):
+            answer = names[int(np.argmax(of_row))]
+            labels.append(SelfLabel(task.name, row.where, of_row, answer, share, names[row.label]))
     return labels
-
-
-def label_of(task: Task, row: Row, log_odds: list[float], well_formed: float) -> SelfLabel:
-    names = list(task.labels)
-    answer = names[int(np.argmax(log_odds))]
-    return SelfLabel(task.name, row.where, log_odds, answer, well_formed, names[row.label])
 
 
 def labelled_rows(mixture: Mixture, seed: int, labels: list[SelfLabel]) -> dict[str, list[Row]]:
@@ -134,15 +117,16 @@ def label_quality(labels: list[SelfLabel], mixture: Mixture) -> dict:
     areas = []
     for task in mixture.train:
         of_task = [label for label in labels if label.task == task.name]
-        scores = np.array([label.log_odds[0] for label in of_task])
-        area = auroc(scores, np.array([label.gold == list(task.labels)[0] for label in of_task], dtype=bool))
-        if area is not None:
-            areas.append(area)
+        positives = np.array([label.gold == list(task.labels)[0] for label in of_task], dtype=bool)
+        areas.append(auroc(np.array([label.log_odds[0] for label in of_task]), positives))
+    areas = [area for area in areas if area is not None]
+    right = fmean(label.label == label.gold for label in labels)
+    formed = fmean(label.well_formed for label in labels)
     return {
         "rows": len(labels),
-        "right": fmean(label.label == label.gold for label in labels),
+        "right": right,
         "auroc": fmean(areas) if areas else None,
-        "well_formed": fmean(label.well_formed for label in labels),
+        "well_formed": formed,
     }
 
 
@@ -152,27 +136,30 @@ def save_labels(labels: list[SelfLabel], path: Path) -> None:
 
 def load_labels(path: Path, mixture: Mixture, seed: int) -> list[SelfLabel]:
     """What save_labels wrote. Raises ValueError naming file and line where it is not of these rows."""
-    names, labels = {task.name: list(task.labels) for task in mixture.train}, []
-    for number, line in read_jsonl(path):
-        if not is_label(line, names):
-            raise ValueError(
-                f"{path}:{number}: expected a label as this run writes them, got {line!r}; remove the file to label again"
-            )
-        labels.append(SelfLabel(**line))
-    rows = unlabelled_rows(mixture, seed)
-    if Counter(label.task for label in labels) != {name: len(of_task) for name, of_task in rows.items()}:
+    rows, lines = unlabelled_rows(mixture, seed), list(read_jsonl(path))
+    tasks = [task for task in mixture.train for _ in rows[task.name]]
+    if len(lines) != len(tasks):
         raise ValueError(
-            f"{path}: expected a label for each training row, got another number; remove the file to label again"
+            f"{path}: expected {len(tasks)} labels, got {len(lines)}; remove the file to label again"
         )
-    return labels
+    for (number, line), task in zip(lines, tasks, strict=True):
+        if not is_label(line, task):
+            about = f"expected a label of {task.name!r} as this run writes it, got {line!r}"
+            raise ValueError(f"{path}:{number}: {about}; remove the file to label again")
+    return [SelfLabel(**line) for _, line in lines]
 
 
-def is_label(line: dict, names: dict[str, list[str]]) -> bool:
-    if set(line) != set(SelfLabel.__dataclass_fields__) or not isinstance(line["task"], str):
+def is_label(line: dict, task: Task) -> bool:
+    names, log_odds = list(task.labels), line.get("log_odds")
+    if line.keys() != SelfLabel.__dataclass_fields__.keys() or line["task"] != task.name:
         return False
-    answers, log_odds, share = names.get(line["task"], []), line["log_odds"], line["well_formed"]
-    if line["label"] not in answers or line["gold"] not in answers or not isinstance(log_odds, list):
+    if not isinstance(log_odds, list) or len(log_odds) != len(names):
         return False
+<<<<<<< HEAD
     numbers = [*log_odds, share]
     finite = all(type(value) in (int, float) and abs(value) < 1e6 for value in numbers)
     return finite and len(log_odds) == len(answers) and 0 <= share <= 1
+=======
+    are_numbers = all(type(z) in (int, float) and abs(z) < 1e6 for z in (*log_odds, line["well_formed"]))
+    return are_numbers and line["label"] in names and line["gold"] in names
+>>>>>>> study
