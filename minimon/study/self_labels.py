@@ -155,11 +155,5 @@ def is_label(line: dict, task: Task) -> bool:
         return False
     if not isinstance(log_odds, list) or len(log_odds) != len(names):
         return False
-<<<<<<< HEAD
-    numbers = [*log_odds, share]
-    finite = all(type(value) in (int, float) and abs(value) < 1e6 for value in numbers)
-    return finite and len(log_odds) == len(answers) and 0 <= share <= 1
-=======
     are_numbers = all(type(z) in (int, float) and abs(z) < 1e6 for z in (*log_odds, line["well_formed"]))
     return are_numbers and line["label"] in names and line["gold"] in names
->>>>>>> study
