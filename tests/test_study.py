@@ -1,6 +1,10 @@
 """The study: effects and intervals on scores of known size, the plan of cells, and a small one end to end."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -236,6 +240,7 @@ class NoSignals:
 def children(monkeypatch):
     monkeypatch.setattr(study, "Children", InProcess)
     monkeypatch.setattr(train, "StopSignals", NoSignals)
+    monkeypatch.setattr(study, "write_figures", lambda numbers, out: None)
     monkeypatch.setattr(InProcess, "codes", {})
     monkeypatch.setattr(InProcess, "done", [])
     return InProcess
@@ -271,6 +276,25 @@ def test_a_cell_that_fails_says_so_at_once_and_the_others_go_on(world, tmp_path,
     )
     assert "joint-seed0" in children.done and "scarce-new-8-base-seed0" in children.done
     assert not [name for name in children.done if "-adapter-" in name]  # they start from the one that failed
+
+
+def test_a_study_that_gets_sigterm_leaves_no_child_computing(world, tmp_path):
+    command = [sys.executable, "-m", "minimon.study", "--model", str(world / "base")]
+    command += ["--mixture", str(world / "talking.toml"), "--out", str(tmp_path), "--parts", "regimes"]
+    command += ["--seeds", "1", "--train", "--steps 100000 --batch-size 4"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    log = tmp_path / "cells/none-seed0/log.jsonl"
+    deadline = time.time() + 240
+    while not log.exists() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.2)
+    process.terminate()
+    said, _ = process.communicate(timeout=240)
+    assert log.exists() and process.returncode == 143 and "the same command goes on" in said
+    running = [path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+    assert not [line for line in running if str(tmp_path).encode() in line]
 
 
 def test_what_cannot_be_studied_is_refused(world, tmp_path):
