@@ -27,26 +27,47 @@ def test_minimons_side_of_each_benchmark_runs_and_is_summed_up(name, load, tmp_p
     common.write_inputs(tmp_path, o)
     side = benchmark["SIDES"]["minimon"](o, tmp_path)
     assert len(side["seconds"]) == 2 and side["value"]
-    result = common.summary(o, {"minimon": side, common.BEST: {**side, "seconds": [2 * second for second in side["seconds"]]},
-                                "peer, default": {"error": "out of memory"}}, benchmark["flops"](o, common.config_of(o)))
-    assert result["ratio_time"] == pytest.approx(0.5) and result["ratio_memory"] == 1 and result["agree"] and 0 < result["utilisation"] < 1
+    result = common.summary(
+        o,
+        {
+            "minimon": side,
+            common.BEST: {**side, "seconds": [2 * second for second in side["seconds"]]},
+            "peer, default": {"error": "out of memory"},
+        },
+        benchmark["flops"](o, common.config_of(o)),
+    )
+    assert (
+        result["ratio_time"] == pytest.approx(0.5)
+        and result["ratio_memory"] == 1
+        and result["agree"]
+        and 0 < result["utilisation"] < 1
+    )
     assert "out of memory" in common.table(result) and "they agree" in common.table(result)
 
 
 @pytest.mark.slow
 def test_a_benchmark_is_a_command_whose_sides_are_processes():
-    done = subprocess.run([sys.executable, FOLDER / "train_step.py", *SMALL, "--no-peers", "--json"], capture_output=True, text=True,
-                          timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    done = subprocess.run(
+        [sys.executable, FOLDER / "train_step.py", *SMALL, "--no-peers", "--json"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert result["shape"] == "tiny" and len(result["sides"]["minimon"]["seconds"]) == 2 and result["sides"]["minimon"]["peak_bytes"] > 1e6
+    assert (
+        result["shape"] == "tiny"
+        and len(result["sides"]["minimon"]["seconds"]) == 2
+        and result["sides"]["minimon"]["peak_bytes"] > 1e6
+    )
 
 
 def test_a_side_that_runs_out_of_memory_is_a_row(load, monkeypatch, tmp_path):
     common = load("train_step")["common"]
     monkeypatch.setattr(common.resource, "setrlimit", lambda *limits: None)
     o = common.options("", SMALL, {})
-    assert common.limited(lambda o, folder: torch.empty(2 ** 50), o, tmp_path) == {"error": "out of memory"}
+    assert common.limited(lambda o, folder: torch.empty(2**50), o, tmp_path) == {"error": "out of memory"}
     with pytest.raises(RuntimeError, match="another"):
         common.limited(lambda o, folder: (_ for _ in ()).throw(RuntimeError("another")), o, tmp_path)
 
@@ -55,15 +76,20 @@ def test_the_flops_needed_are_those_of_the_matrix_products(load):
     """Counted by PyTorch itself over a forward pass with the adapter, prefix and one position; attention apart."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    from minimon.batch import pack
     from minimon.lora import add_lora
     from minimon.model import Decoder
+
     common = load("train_step")["common"]
     o = common.options("", SMALL, {})
     config, need = common.config_of(o), common.Need(common.config_of(o), 12, 5, 3, o.r)
     model = Decoder(config).requires_grad_(False)
-    add_lora(model, o.r, 3 * o.r)              # a scaling of 2 goes into addmm_, which the counter leaves out
+    add_lora(model, o.r, 3 * o.r)  # a scaling of 2 goes into addmm_, which the counter leaves out
+    batch = pack([[[1] * 12 + [text] * 5 for text in (2, 3, 4)]])
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        hidden = model.packed(torch.ones(1, 12, dtype=torch.long), torch.ones(3, 5, dtype=torch.long), torch.tensor([4, 4, 4]))
+        hidden = model.last_hidden(batch.tokens, batch.spans)
         model.logits(hidden)
-    counted = sum(value for name, value in counter.get_flop_counts()["Global"].items() if "attention" not in str(name))
+    counted = sum(
+        value for name, value in counter.get_flop_counts()["Global"].items() if "attention" not in str(name)
+    )
     assert counted == 2 * (need.base + need.lora + need.head)

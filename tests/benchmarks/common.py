@@ -24,33 +24,80 @@ from minimon.hf.families import config_from_dict  # noqa: E402
 from minimon.lora import add_lora, adapter_tensors, load_adapter, lora_layers, save_adapter  # noqa: E402
 from minimon.model import Decoder  # noqa: E402
 
-QWEN3 = dict(architectures=["Qwen3ForCausalLM"], model_type="qwen3", hidden_act="silu", rms_norm_eps=1e-6, rope_theta=1_000_000.0,
-             max_position_embeddings=40960, tie_word_embeddings=True, attention_bias=False, use_sliding_window=False, eos_token_id=1)
+QWEN3 = dict(
+    architectures=["Qwen3ForCausalLM"],
+    model_type="qwen3",
+    hidden_act="silu",
+    rms_norm_eps=1e-6,
+    rope_theta=1_000_000.0,
+    max_position_embeddings=40960,
+    tie_word_embeddings=True,
+    attention_bias=False,
+    use_sliding_window=False,
+    eos_token_id=1,
+)
 SHAPES = {
-    "tiny": dict(vocab_size=512, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-                 num_key_value_heads=2, head_dim=16),
-    "0.1B": dict(vocab_size=32000, hidden_size=768, intermediate_size=2048, num_hidden_layers=12, num_attention_heads=12,
-                 num_key_value_heads=4, head_dim=64),
-    "qwen3-0.6b": dict(vocab_size=151936, hidden_size=1024, intermediate_size=3072, num_hidden_layers=28, num_attention_heads=16,
-                       num_key_value_heads=8, head_dim=128),
-    "qwen3-4b": dict(vocab_size=151936, hidden_size=2560, intermediate_size=9728, num_hidden_layers=36, num_attention_heads=32,
-                     num_key_value_heads=8, head_dim=128),
+    "tiny": dict(
+        vocab_size=512,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+    ),
+    "0.1B": dict(
+        vocab_size=32000,
+        hidden_size=768,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        num_key_value_heads=4,
+        head_dim=64,
+    ),
+    "qwen3-0.6b": dict(
+        vocab_size=151936,
+        hidden_size=1024,
+        intermediate_size=3072,
+        num_hidden_layers=28,
+        num_attention_heads=16,
+        num_key_value_heads=8,
+        head_dim=128,
+    ),
+    "qwen3-4b": dict(
+        vocab_size=151936,
+        hidden_size=2560,
+        intermediate_size=9728,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+    ),
 }
-BEST = "peer, best"                            # the side that ratios are against
+BEST = "peer, best"  # the side that ratios are against
 TOLERANCE = {"float32": 1e-3, "bfloat16": 3e-2}
 
 
 def options(doc: str, argv, defaults: dict) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
-    for name, value, help in (("prefix", 256, "tokens that all rows share"), ("suffix", 64, "tokens of each row after them"),
-                              ("batch", 8, "rows"), ("repeats", 5, "timed runs, after one that is not"), ("r", 16, "rank of the adapter"),
-                              ("new", 64, "tokens to decode")):
-        parser.add_argument(f"--{name}", type=int, default=defaults.get(name, value), help=f"{help} (%(default)s)")
+    for name, value, help in (
+        ("prefix", 256, "tokens that all rows share"),
+        ("suffix", 64, "tokens of each row after them"),
+        ("batch", 8, "rows"),
+        ("repeats", 5, "timed runs, after one that is not"),
+        ("r", 16, "rank of the adapter"),
+        ("new", 64, "tokens to decode"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=int, default=defaults.get(name, value), help=f"{help} (%(default)s)"
+        )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=TOLERANCE, help="float32 on a CPU, bfloat16 on cuda if not given")
     parser.add_argument("--threads", type=int, help="of PyTorch on a CPU; its own default if not given")
-    parser.add_argument("--memory", type=float, help="GB that a side may use on a CPU; 0.9 of what is available if not given")
+    parser.add_argument(
+        "--memory", type=float, help="GB that a side may use on a CPU; 0.9 of what is available if not given"
+    )
     parser.add_argument("--no-peers", action="store_true", help="minimon's side alone")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--side", help=argparse.SUPPRESS)
@@ -72,10 +119,22 @@ def run(file: str, doc: str, sides: dict, flops, argv=None, **defaults) -> dict:
         write_inputs(Path(folder), o)
         found = {}
         for side in ["minimon"] if o.no_peers else sides:
-            command = [sys.executable, file, *given, "--side", side, "--folder", folder, "--memory", str(o.memory)]
+            command = [
+                sys.executable,
+                file,
+                *given,
+                "--side",
+                side,
+                "--folder",
+                folder,
+                "--memory",
+                str(o.memory),
+            ]
             done = subprocess.run(command, capture_output=True, text=True)
             lines = done.stdout.strip().splitlines()
-            found[side] = json.loads(lines[-1]) if done.returncode == 0 and lines else {"error": failure(done)}
+            found[side] = (
+                json.loads(lines[-1]) if done.returncode == 0 and lines else {"error": failure(done)}
+            )
     result = summary(o, found, flops(o, config_of(o)))
     print(json.dumps(result) if o.json else table(result))
     return result
@@ -84,7 +143,7 @@ def run(file: str, doc: str, sides: dict, flops, argv=None, **defaults) -> dict:
 def limited(side, o, folder) -> dict:
     if o.threads:
         torch.set_num_threads(o.threads)
-    if not o.device.startswith("cuda"):        # of data: the mapped checkpoint is not in it
+    if not o.device.startswith("cuda"):  # of data: the mapped checkpoint is not in it
         resource.setrlimit(resource.RLIMIT_DATA, (int(o.memory * 1e9),) * 2)
     try:
         return side(o, folder)
@@ -95,7 +154,11 @@ def limited(side, o, folder) -> dict:
 
 
 def failure(done) -> str:
-    return "out of memory" if done.returncode == -9 else (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return (
+        "out of memory"
+        if done.returncode == -9
+        else (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    )
 
 
 # ---- inputs ------------------------------------------------------------------------------------------------------------------
@@ -115,14 +178,21 @@ def write_inputs(folder: Path, o) -> None:
     g = torch.Generator().manual_seed(1)
     for layer in lora_layers(model).values():
         for part in (layer.lora_A, layer.lora_B):
-            part.weight = torch.nn.Parameter(torch.empty(part.weight.shape).normal_(std=0.2 * part.weight.shape[1] ** -0.5, generator=g))
+            part.weight = torch.nn.Parameter(
+                torch.empty(part.weight.shape).normal_(std=0.2 * part.weight.shape[1] ** -0.5, generator=g)
+            )
     save_adapter(model, folder / "adapter", base=str(folder / "base"))
-    draw = torch.randint(3, config["vocab_size"], (o.prefix + o.batch * (o.suffix + 1),), generator=g).tolist()
-    rows = [draw[:o.prefix] + draw[start:start + o.suffix] for start in range(o.prefix, o.prefix + o.batch * o.suffix, o.suffix)]
-    (folder / "rows.json").write_text(json.dumps({"rows": rows, "answers": draw[-o.batch:]}))
+    draw = torch.randint(
+        3, config["vocab_size"], (o.prefix + o.batch * (o.suffix + 1),), generator=g
+    ).tolist()
+    rows = [
+        draw[: o.prefix] + draw[start : start + o.suffix]
+        for start in range(o.prefix, o.prefix + o.batch * o.suffix, o.suffix)
+    ]
+    (folder / "rows.json").write_text(json.dumps({"rows": rows, "answers": draw[-o.batch :]}))
 
 
-def write_checkpoint(directory: Path, config: dict, dtype, shard_bytes: int = 2 ** 29) -> None:
+def write_checkpoint(directory: Path, config: dict, dtype, shard_bytes: int = 2**29) -> None:
     """config.json and random weights in shards: gains of one, linears that keep the size of what they are given."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(config))
@@ -139,14 +209,20 @@ def write_checkpoint(directory: Path, config: dict, dtype, shard_bytes: int = 2 
 
     for name, shape in shapes.items():
         std = 0.02 if "embed" in name else shape[-1] ** -0.5
-        shard[name] = torch.ones(shape, dtype=dtype) if len(shape) == 1 else torch.empty(shape, dtype=dtype).normal_(std=std, generator=g)
+        shard[name] = (
+            torch.ones(shape, dtype=dtype)
+            if len(shape) == 1
+            else torch.empty(shape, dtype=dtype).normal_(std=std, generator=g)
+        )
         size += shard[name].nbytes
         if size > shard_bytes:
             flush()
             size = 0
     if shard:
         flush()
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+    (directory / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
 
 
 def rows_of(folder: Path, device) -> tuple[list[list[int]], torch.Tensor]:
@@ -167,7 +243,10 @@ def peer_model(o, folder: Path, trainable: bool = False):
     """transformers with its SDPA attention, peft with its fp32 adapter."""
     import peft
     import transformers
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "base", dtype=getattr(torch, o.dtype), attn_implementation="sdpa")
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder / "base", dtype=getattr(torch, o.dtype), attn_implementation="sdpa"
+    )
     return peft.PeftModel.from_pretrained(model.to(o.device), folder / "adapter", is_trainable=trainable)
 
 
@@ -206,15 +285,27 @@ def peak_bytes(o) -> int:
     if o.device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()
     if Path("/proc/self/status").exists():
-        return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
+        return next(
+            int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")
+        )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def available() -> float:
     """GB"""
     found = Path("/proc/meminfo")
-    return next((int(line.split()[1]) / 1e6 for line in found.read_text().splitlines() if line.startswith("MemAvailable")), 16.0) \
-        if found.exists() else 16.0
+    return (
+        next(
+            (
+                int(line.split()[1]) / 1e6
+                for line in found.read_text().splitlines()
+                if line.startswith("MemAvailable")
+            ),
+            16.0,
+        )
+        if found.exists()
+        else 16.0
+    )
 
 
 def matrix_rate(o) -> float:
@@ -228,7 +319,7 @@ def matrix_rate(o) -> float:
         a @ b
         synchronize(o)
         seconds.append(time.perf_counter() - start)
-    return 2 * n ** 3 / statistics.median(seconds[2:])
+    return 2 * n**3 / statistics.median(seconds[2:])
 
 
 class Need:
@@ -247,9 +338,11 @@ class Need:
         n = P + B * T
         self.base = L * n * 2 * C * KD + ((L - 1) * n + B) * (2 * C * HD + 3 * C * F)
         self.lora = r * (L * n * 2 * (C + KD) + ((L - 1) * n + B) * (2 * (C + HD) + 3 * (C + F)))
-        self.attention = 2 * HD * ((L - 1) * (P * (P + 1) // 2 + B * (T * P + T * (T + 1) // 2)) + B * (P + T))
+        self.attention = (
+            2 * HD * ((L - 1) * (P * (P + 1) // 2 + B * (T * P + T * (T + 1) // 2)) + B * (P + T))
+        )
         self.head = B * config.vocab_size * C
-        self.first = n * C * (HD + 2 * KD)     # gradients to the embedding, which nothing needs
+        self.first = n * C * (HD + 2 * KD)  # gradients to the embedding, which nothing needs
 
     def forward(self) -> int:
         return 2 * (self.base + self.lora + self.attention + self.head)
@@ -265,20 +358,42 @@ class Need:
 def summary(o, found: dict, needed: int) -> dict:
     sides = {}
     for name, side in found.items():
-        sides[name] = side if "error" in side else {
-            **{key: value for key, value in side.items() if key != "value"}, "median_seconds": statistics.median(side["seconds"]),
-            "spread": [min(side["seconds"]), max(side["seconds"])], "median_matrix_flops": statistics.median(side["matrix_flops"])}
+        sides[name] = (
+            side
+            if "error" in side
+            else {
+                **{key: value for key, value in side.items() if key != "value"},
+                "median_seconds": statistics.median(side["seconds"]),
+                "spread": [min(side["seconds"]), max(side["seconds"])],
+                "median_matrix_flops": statistics.median(side["matrix_flops"]),
+            }
+        )
     ours, best = sides["minimon"], sides.get(BEST, {})
-    result = {key: getattr(o, key) for key in ("shape", "prefix", "suffix", "batch", "new", "r", "device", "dtype", "repeats")}
+    result = {
+        key: getattr(o, key)
+        for key in ("shape", "prefix", "suffix", "batch", "new", "r", "device", "dtype", "repeats")
+    }
     result |= {"threads": o.threads or torch.get_num_threads(), "torch": torch.__version__, "sides": sides}
     if "error" in ours:
         return result
-    result |= {"needed_flops": needed, "flops_per_second": needed / ours["median_seconds"],
-               "utilisation": statistics.median(needed / seconds / rate for seconds, rate in zip(ours["seconds"], ours["matrix_flops"]))}
+    result |= {
+        "needed_flops": needed,
+        "flops_per_second": needed / ours["median_seconds"],
+        "utilisation": statistics.median(
+            needed / seconds / rate for seconds, rate in zip(ours["seconds"], ours["matrix_flops"])
+        ),
+    }
     if "median_seconds" in best:
-        result |= {"ratio_time": ours["median_seconds"] / best["median_seconds"], "ratio_memory": ours["peak_bytes"] / best["peak_bytes"]}
-    others = {name: side["value"] for name, side in found.items() if "error" not in side and name != "minimon"}
-    result["difference"] = {name: difference(found["minimon"]["value"], value) for name, value in others.items()}
+        result |= {
+            "ratio_time": ours["median_seconds"] / best["median_seconds"],
+            "ratio_memory": ours["peak_bytes"] / best["peak_bytes"],
+        }
+    others = {
+        name: side["value"] for name, side in found.items() if "error" not in side and name != "minimon"
+    }
+    result["difference"] = {
+        name: difference(found["minimon"]["value"], value) for name, value in others.items()
+    }
     result["agree"] = all(value <= TOLERANCE[o.dtype] for value in result["difference"].values())
     return result
 
@@ -289,23 +404,34 @@ def difference(a: list, b: list) -> float:
 
 
 def table(result: dict) -> str:
-    lines = [f"{result['shape']}, P={result['prefix']} T={result['suffix']} B={result['batch']}, {result['dtype']} on {result['device']}, "
-             f"{result['repeats']} repeats", f"{'side':16} {'seconds':>9}  {'min to max':>17} {'peak GB':>9} {'GFLOP/s':>8} {'minimon /':>10}"]
+    lines = [
+        f"{result['shape']}, P={result['prefix']} T={result['suffix']} B={result['batch']}, {result['dtype']} on {result['device']}, "
+        f"{result['repeats']} repeats",
+        f"{'side':16} {'seconds':>9}  {'min to max':>17} {'peak GB':>9} {'GFLOP/s':>8} {'minimon /':>10}",
+    ]
     ours = result["sides"]["minimon"]
     for name, side in result["sides"].items():
         if "error" in side:
             lines.append(f"{name:16} {side['error']}")
             continue
         ratio = f"{ours['median_seconds'] / side['median_seconds']:10.3f}" if "error" not in ours else ""
-        lines.append(f"{name:16} {side['median_seconds']:9.4f}  {side['spread'][0]:8.4f} {side['spread'][1]:8.4f} "
-                     f"{side['peak_bytes'] / 1e9:9.2f} {side['median_matrix_flops'] / 1e9:8.4g} {ratio}"
-                     + (f"  ({side['note']})" if "note" in side else ""))
+        lines.append(
+            f"{name:16} {side['median_seconds']:9.4f}  {side['spread'][0]:8.4f} {side['spread'][1]:8.4f} "
+            f"{side['peak_bytes'] / 1e9:9.2f} {side['median_matrix_flops'] / 1e9:8.4g} {ratio}"
+            + (f"  ({side['note']})" if "note" in side else "")
+        )
     if "utilisation" in result:
-        lines.append(f"needed {result['needed_flops'] / 1e9:.4g} GFLOP: {result['flops_per_second'] / 1e9:.4g} GFLOP/s, "
-                     f"{result['utilisation']:.1%} of what matrix products beside each repeat reach")
+        lines.append(
+            f"needed {result['needed_flops'] / 1e9:.4g} GFLOP: {result['flops_per_second'] / 1e9:.4g} GFLOP/s, "
+            f"{result['utilisation']:.1%} of what matrix products beside each repeat reach"
+        )
     if "ratio_time" in result:
-        lines.append(f"minimon / {BEST}: time {result['ratio_time']:.3f}, memory {result['ratio_memory']:.3f}")
+        lines.append(
+            f"minimon / {BEST}: time {result['ratio_time']:.3f}, memory {result['ratio_memory']:.3f}"
+        )
     if result.get("difference"):
         worst = max(result["difference"].values())
-        lines.append(f"values differ by {worst:.2g} at most: {'they agree' if result['agree'] else 'THEY DO NOT AGREE'}")
+        lines.append(
+            f"values differ by {worst:.2g} at most: {'they agree' if result['agree'] else 'THEY DO NOT AGREE'}"
+        )
     return "\n".join(lines)

@@ -14,19 +14,36 @@ from minimon.generate import generate
 
 def minimon(o, folder) -> dict:
     model, (rows, _) = common.minimon_model(o, folder), common.rows_of(folder, o.device)
-    return common.timed(lambda: starts([answer.ids for answer in generate(
-        model, rows, max_new_tokens=o.new, stop_ids=(), batch_tokens=2 ** 30)]), o)
+    return common.timed(
+        lambda: starts(
+            [
+                answer.ids
+                for answer in generate(model, rows, max_new_tokens=o.new, stop_ids=(), batch_tokens=2**30)
+            ]
+        ),
+        o,
+    )
 
 
 @torch.inference_mode()
 def peer(o, folder, best: bool) -> dict:
     model = common.peer_model(o, folder).eval()
-    tokens = torch.tensor(common.rows_of(folder, o.device)[0], device=o.device)        # (B, P + T)
+    tokens = torch.tensor(common.rows_of(folder, o.device)[0], device=o.device)  # (B, P + T)
 
     def decode():
-        parts = [model.generate(input_ids=part, attention_mask=torch.ones_like(part), max_new_tokens=o.new, min_new_tokens=o.new,
-                                do_sample=False, pad_token_id=0) for part in tokens.split(len(tokens) if best else 1)]
-        return starts(torch.cat(parts)[:, tokens.shape[1]:].tolist())
+        parts = [
+            model.generate(
+                input_ids=part,
+                attention_mask=torch.ones_like(part),
+                max_new_tokens=o.new,
+                min_new_tokens=o.new,
+                do_sample=False,
+                pad_token_id=0,
+            )
+            for part in tokens.split(len(tokens) if best else 1)
+        ]
+        return starts(torch.cat(parts)[:, tokens.shape[1] :].tolist())
+
     return common.timed(decode, o)
 
 
@@ -35,8 +52,11 @@ def starts(answers: list[list[int]]) -> list[int]:
     return [answer[0] for answer in answers]
 
 
-SIDES = {"minimon": minimon, common.BEST: lambda o, folder: peer(o, folder, True),
-         "peer, default": lambda o, folder: peer(o, folder, False)}
+SIDES = {
+    "minimon": minimon,
+    common.BEST: lambda o, folder: peer(o, folder, True),
+    "peer, default": lambda o, folder: peer(o, folder, False),
+}
 
 
 def flops(o, config) -> int:

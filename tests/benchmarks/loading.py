@@ -19,7 +19,7 @@ from common import QWEN3, SHAPES, write_checkpoint
 from minimon.checkpoint import load_model
 
 SHAPE = {**QWEN3, **SHAPES["qwen3-0.6b"]}
-SHARD = 300 * 2 ** 20                          # bytes, or one tensor
+SHARD = 300 * 2**20  # bytes, or one tensor
 
 
 def anonymous() -> int:
@@ -43,9 +43,19 @@ def measure(directory: str, dtype: str) -> dict:
     seconds = time.perf_counter() - start
     done.set()
     sampler.join()
-    weights = sum({value.data_ptr(): value.numel() * value.element_size() for value in model.state_dict().values()}.values())
+    weights = sum(
+        {
+            value.data_ptr(): value.numel() * value.element_size() for value in model.state_dict().values()
+        }.values()
+    )
     extra = max(peak[0], anonymous()) - before
-    return {"dtype": dtype, "seconds": seconds, "weights_bytes": weights, "peak_bytes": extra, "ratio_memory": extra / weights}
+    return {
+        "dtype": dtype,
+        "seconds": seconds,
+        "weights_bytes": weights,
+        "peak_bytes": extra,
+        "ratio_memory": extra / weights,
+    }
 
 
 if __name__ == "__main__":
@@ -59,4 +69,8 @@ if __name__ == "__main__":
             line = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
             result = json.loads(line)
             sizes = f"{result['weights_bytes'] / 1e9:.2f} GB of weights, {result['peak_bytes'] / 1e9:.2f} GB at the peak"
-            print(line if "--json" in sys.argv else f"{dtype:8}: {sizes} ({result['ratio_memory']:.2f} x), {result['seconds']:.1f} s")
+            print(
+                line
+                if "--json" in sys.argv
+                else f"{dtype:8}: {sizes} ({result['ratio_memory']:.2f} x), {result['seconds']:.1f} s"
+            )

@@ -17,10 +17,14 @@ def inputs(o, positions: int):
     """Hidden states (B, positions, C), the last of them the same for every side; the head (V, C); answers (B,)."""
     config, g = common.config_of(o), torch.Generator().manual_seed(0)
     dtype, C = getattr(torch, o.dtype), config.hidden_size
-    head = torch.randn(config.vocab_size, C, generator=g).mul_(C ** -0.5).to(o.device, dtype)
+    head = torch.randn(config.vocab_size, C, generator=g).mul_(C**-0.5).to(o.device, dtype)
     last = torch.randn(o.batch, 1, C, generator=g)
     answers = torch.randint(config.vocab_size, (o.batch,), generator=g).to(o.device)
-    hidden = torch.cat((torch.randn(o.batch, positions - 1, C, generator=g), last), dim=1).to(o.device, dtype).requires_grad_()
+    hidden = (
+        torch.cat((torch.randn(o.batch, positions - 1, C, generator=g), last), dim=1)
+        .to(o.device, dtype)
+        .requires_grad_()
+    )
     return hidden, head, answers
 
 
@@ -32,11 +36,13 @@ def side(o, positions: int, loss) -> dict:
         value = loss(hidden, head, answers)
         value.backward()
         return [value.item(), hidden.grad.float().norm().item()]
+
     return common.timed(work, o)
 
 
 def all_positions(hidden, head, answers):
     from transformers.loss.loss_utils import ForCausalLMLoss
+
     labels = torch.full(hidden.shape[:2], -100, device=hidden.device)
     labels[:, -1] = answers
     return ForCausalLMLoss(F.linear(hidden, head), None, vocab_size=len(head), shift_labels=labels)
@@ -44,12 +50,18 @@ def all_positions(hidden, head, answers):
 
 def fused(hidden, head, answers):
     options = torch.nn.LinearCrossEntropyOptions()
-    return F.linear_cross_entropy(hidden[:, 0], head, answers, reduction="none", options=options).float().mean()       # in bf16 means are off
+    return (
+        F.linear_cross_entropy(hidden[:, 0], head, answers, reduction="none", options=options).float().mean()
+    )  # in bf16 means are off
 
 
 SIDES = {
-    "minimon": lambda o, folder: side(o, 1, lambda hidden, head, answers: vocab_token_loss(hidden[:, 0], head, answers)),
-    common.BEST: lambda o, folder: side(o, 1, lambda hidden, head, answers: F.cross_entropy(F.linear(hidden[:, 0], head).float(), answers)),
+    "minimon": lambda o, folder: side(
+        o, 1, lambda hidden, head, answers: vocab_token_loss(hidden[:, 0], head, answers)
+    ),
+    common.BEST: lambda o, folder: side(
+        o, 1, lambda hidden, head, answers: F.cross_entropy(F.linear(hidden[:, 0], head).float(), answers)
+    ),
     "peer, default": lambda o, folder: side(o, o.prefix + o.suffix, all_positions),
     "torch, fused": lambda o, folder: side(o, 1, fused),
 }

@@ -12,9 +12,9 @@ import torch
 
 from minimon.evaluate import read_ids
 
-LABELS = [5, 7]                                # token ids
-SIZES = (1, 4, 16, 64)                         # rows of a batch that the peer tries
-TRIED = 64                                     # rows that it tries them on
+LABELS = [5, 7]  # token ids
+SIZES = (1, 4, 16, 64)  # rows of a batch that the peer tries
+TRIED = 64  # rows that it tries them on
 
 
 def minimon(o, folder) -> dict:
@@ -25,25 +25,32 @@ def minimon(o, folder) -> dict:
 @torch.inference_mode()
 def peer(o, folder, best: bool) -> dict:
     model = common.peer_model(o, folder).eval()
-    tokens = torch.tensor(common.rows_of(folder, o.device)[0], device=o.device)        # (B, P + T)
+    tokens = torch.tensor(common.rows_of(folder, o.device)[0], device=o.device)  # (B, P + T)
 
     def score(tokens, size):
         kept = {"logits_to_keep": 1} if best else {}
-        parts = [model(input_ids=part, use_cache=False, **kept).logits[:, -1, LABELS].float().softmax(-1) for part in tokens.split(size)]
+        parts = [
+            model(input_ids=part, use_cache=False, **kept).logits[:, -1, LABELS].float().softmax(-1)
+            for part in tokens.split(size)
+        ]
         return torch.cat(parts)[:, 0].tolist()
 
     def seconds(size):
         start = time.perf_counter()
         score(tokens[:TRIED], size)
         return time.perf_counter() - start
+
     sizes = [size for size in SIZES if size <= min(TRIED, len(tokens))]
     score(tokens[:1], 1)
     size = min(sizes, key=seconds) if best else 8
     return {**common.timed(lambda: score(tokens, size), o), "note": f"{size} rows at a time"}
 
 
-SIDES = {"minimon": minimon, common.BEST: lambda o, folder: peer(o, folder, True),
-         "peer, default": lambda o, folder: peer(o, folder, False)}
+SIDES = {
+    "minimon": minimon,
+    common.BEST: lambda o, folder: peer(o, folder, True),
+    "peer, default": lambda o, folder: peer(o, folder, False),
+}
 
 
 def flops(o, config) -> int:

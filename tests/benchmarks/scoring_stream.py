@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 from minimon.checkpoint import load_model  # noqa: E402
 from minimon.lora import add_lora, save_adapter  # noqa: E402
 
-TASK = ('name = "t"\ndomain = "d"\nprompt = "Leak?"\nrows = "none.jsonl"\ntext = "text"\nlabel = "y"\nlabels = { Yes = [1], No = [0] }\n')
+TASK = 'name = "t"\ndomain = "d"\nprompt = "Leak?"\nrows = "none.jsonl"\ntext = "text"\nlabel = "y"\nlabels = { Yes = [1], No = [0] }\n'
 
 
 def anonymous(pid: int) -> int:
@@ -33,7 +33,9 @@ def write_inputs(folder: Path, rows: int) -> None:
     add_lora(model, 8)
     (folder / "run").mkdir()
     save_adapter(model, folder / "run", base=str(ROOT / "data/base"))
-    (folder / "run/settings.json").write_text(json.dumps({"model": str(ROOT / "data/base"), "date": "2026-01-31"}))
+    (folder / "run/settings.json").write_text(
+        json.dumps({"model": str(ROOT / "data/base"), "date": "2026-01-31"})
+    )
     (folder / "t.toml").write_text(TASK)
     with open(folder / "in.jsonl", "w") as file:
         for i in range(rows):
@@ -41,7 +43,16 @@ def write_inputs(folder: Path, rows: int) -> None:
 
 
 def measure(folder: Path, rows: int) -> dict:
-    command = [sys.executable, ROOT / "eval.py", "--adapter", folder / "run", "--score", folder / "in.jsonl", "--task", folder / "t.toml"]
+    command = [
+        sys.executable,
+        ROOT / "eval.py",
+        "--adapter",
+        folder / "run",
+        "--score",
+        folder / "in.jsonl",
+        "--task",
+        folder / "t.toml",
+    ]
     start, samples, ids = time.perf_counter(), [], 0
     with open(folder / "errors", "w") as errors:
         process = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=errors, text=True)
@@ -52,7 +63,12 @@ def measure(folder: Path, rows: int) -> dict:
                 samples.append(anonymous(process.pid))
         code = process.wait()
     assert code == 0 and ids == rows, (folder / "errors").read_text()[-500:]
-    return {"rows": rows, "seconds": time.perf_counter() - start, "bytes": samples, "ratio_memory": samples[-2] / samples[1]}
+    return {
+        "rows": rows,
+        "seconds": time.perf_counter() - start,
+        "bytes": samples,
+        "ratio_memory": samples[-2] / samples[1],
+    }
 
 
 if __name__ == "__main__":
@@ -61,5 +77,8 @@ if __name__ == "__main__":
         write_inputs(Path(folder), rows)
         result = measure(Path(folder), rows)
     sizes = ", ".join(f"{size / 1e6:.0f}" for size in result["bytes"])
-    print(json.dumps(result) if "--json" in sys.argv else
-          f"{rows} rows in {result['seconds']:.0f} s; MB after each tenth: {sizes} ({result['ratio_memory']:.3f} x)")
+    print(
+        json.dumps(result)
+        if "--json" in sys.argv
+        else f"{rows} rows in {result['seconds']:.0f} s; MB after each tenth: {sizes} ({result['ratio_memory']:.3f} x)"
+    )

@@ -9,7 +9,7 @@ import common
 import torch
 import torch.nn.functional as F
 
-from minimon.batch import make_batch
+from minimon.batch import pack
 from minimon.lora import adapter_tensors
 from minimon.loss import vocab_token_loss
 
@@ -17,25 +17,33 @@ from minimon.loss import vocab_token_loss
 def minimon(o, folder) -> dict:
     model = common.minimon_model(o, folder)
     rows, answers = common.rows_of(folder, o.device)
-    batch = make_batch(rows, [0] * len(rows)).to(o.device)
+    batch = pack([rows])
+    tokens, answers = batch.tokens.to(o.device), answers[batch.order]
 
     def loss():
-        return vocab_token_loss(model.packed(batch.prefix, batch.suffix, batch.lengths - 1), model.lm_head.weight, answers)
+        hidden = model.last_hidden(tokens, batch.spans)  # (B, C)
+        return vocab_token_loss(hidden, model.lm_head.weight, answers)
+
     return common.timed(stepper(loss, list(adapter_tensors(model).values())), o)
 
 
 def peer(o, folder, best: bool) -> dict:
     model = common.peer_model(o, folder, trainable=True).train()
     rows, answers = common.rows_of(folder, o.device)
-    tokens = torch.tensor(rows, device=o.device)                                       # (B, P + T)
-    labelled = torch.cat((tokens, answers[:, None]), dim=1)                            # (B, P + T + 1): a label is that of the token before
+    tokens = torch.tensor(rows, device=o.device)  # (B, P + T)
+    labelled = torch.cat(
+        (tokens, answers[:, None]), dim=1
+    )  # (B, P + T + 1): a label is that of the token before
     labels = torch.full_like(labelled, -100)
     labels[:, -1] = answers
 
     def loss():
         if best:
-            return F.cross_entropy(model(input_ids=tokens, logits_to_keep=1, use_cache=False).logits[:, -1].float(), answers)
+            return F.cross_entropy(
+                model(input_ids=tokens, logits_to_keep=1, use_cache=False).logits[:, -1].float(), answers
+            )
         return model(input_ids=labelled, labels=labels, use_cache=False).loss
+
     return common.timed(stepper(loss, [p for p in model.parameters() if p.requires_grad]), o)
 
 
@@ -49,11 +57,15 @@ def stepper(loss, parameters):
         optimizer.step()
         optimizer.zero_grad()
         return [value.item(), norm.item()]
+
     return step
 
 
-SIDES = {"minimon": minimon, common.BEST: lambda o, folder: peer(o, folder, True),
-         "peer, default": lambda o, folder: peer(o, folder, False)}
+SIDES = {
+    "minimon": minimon,
+    common.BEST: lambda o, folder: peer(o, folder, True),
+    "peer, default": lambda o, folder: peer(o, folder, False),
+}
 
 
 def flops(o, config) -> int:
