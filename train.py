@@ -41,9 +41,13 @@ from minimon.run.processes import (
     sum_gradients,
 )
 from minimon.run.provenance import provenance
+from minimon.run.recipes import with_recipe, with_steps
+from minimon.run.show import show
+from minimon.run.tensorboard import event_writer
+from minimon.run.validation import Validation
 from minimon.steps import count_passes, instruction_plan, refuse_long, training_step, training_steps
 from minimon.study.self_labels import training_rows
-from minimon.tasks import SCHEDULES, load_mixture
+from minimon.tasks import SCHEDULES, load_mixture, load_task
 from minimon.tokenizer import load_tokenizer
 
 
@@ -57,8 +61,10 @@ class Settings:
     )
     eval_rows: int | None = setting(None, "rows an evaluation task; the mixture's if not given")
     cap: int | None = setting(None, "rows a training task; the mixture's if not given")
-    batch_size: int = setting(24, "rows of a step")
-    group_size: int = setting(8, "rows of one task that share their prompt in a step")
+    batch_size: int | None = setting(None, "rows of a step; 24 on the shipped base, 32 on another")
+    group_size: int | None = setting(
+        None, "rows of one task that share their prompt in a step; 8 on the shipped base, 4 on another"
+    )
     batch_tokens: int | None = setting(
         None, "tokens of a forward pass, about; what the device holds if not given"
     )
@@ -90,8 +96,10 @@ class Settings:
     dtype: str | None = setting(
         None, "of the base: float32 or bfloat16; bfloat16 on cuda if not given", ("float32", "bfloat16")
     )
-    r: int = setting(8, "rank of the adapter")
-    lora_alpha: float = setting(16.0, "the adapter is scaled by lora_alpha / r")
+    r: int | None = setting(None, "rank of the adapter; 8 on the shipped base, 16 on another")
+    lora_alpha: float | None = setting(
+        None, "the adapter is scaled by lora_alpha / r; twice the rank if not given"
+    )
     loss: str = setting(
         "vocab", "cross-entropy of the answer over the vocabulary or over the labels", ("vocab", "label")
     )
@@ -105,15 +113,22 @@ class Settings:
         False, "with torchrun: spread the base over the processes, for one that a device cannot hold"
     )
     # optimizer
-    steps: int = setting(400, "optimizer steps")
-    lr: float = setting(3e-3, "peak learning rate")
+    steps: int | None = setting(
+        None, "optimizer steps; 400 if not given, or 10 passes over the rows where these are fewer"
+    )
+    epochs: float | None = setting(None, "passes over the training rows, in place of --steps")
+    lr: float | None = setting(None, "peak learning rate; 3e-3 on the shipped base, 1e-3 on another")
     instruct_steps: int = setting(200, "steps after the classification phase, with --instruct after")
     instruct_lr: float = setting(1e-3, "their peak learning rate")
     schedule: str = setting("linear", "decay after the warm-up, to zero", ("linear", "cosine"))
-    warmup: int = setting(20, "steps of linear warm-up")
+    warmup: float = setting(0.05, "linear warm-up: a share of the steps if below 1, else steps")
+    stop_early: bool = setting(False, "stop when the loss on validation rows has not fallen for three saves")
     weight_decay: float = setting(0.0, "AdamW's, on the adapter")
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
     # run
+    quick: bool = setting(False, "a first look within a minute: few tasks and pairs of the shipped world")
+    show: str | None = setting(None, "print one encoded row of this task, FILE or FILE#NAME, and exit")
+    tensorboard: bool = setting(False, "also write the log as TensorBoard's event files")
     out: str | None = setting(None, "run directory; runs/<mixture>-seed<seed> if not given")
     overwrite: bool = setting(False, "replace a run that is in --out")
     resume: bool = setting(False, "go on with the run that is in --out")
@@ -122,11 +137,15 @@ class Settings:
 
 
 def main(settings: Settings) -> int:
+    settings = with_recipe(settings)
     check_training(settings)
     device = start(settings.device)
+    if settings.show:
+        return show_task(settings, device)
     mixture = load_mixture(shipped(settings.mixture)).restricted(
         splits=settings.splits, eval_rows=settings.eval_rows, cap=settings.cap
     )
+    settings = with_steps(settings, mixture)
     out = settings.out or f"runs/{mixture.name}-seed{settings.seed}"
     with RunDirectory({**asdict(settings), "out": out}) as run:
         if run.status == "finished":
@@ -200,6 +219,8 @@ def train(settings: Settings, run: RunDirectory, mixture, device: str) -> int:
     print(f"{settings.model}: {frozen:,} frozen parameters, {trained:,} in the adapter; {run.path} {begins}")
 
     # loop
+    validation = Validation(model, tokenizer, mixture, limit=limit, batch_tokens=settings.batch_tokens)
+    events = event_writer(run.path, settings.tensorboard)
     batch_tokens, watch = pass_tokens(model, settings.batch_tokens), LoadWatch()
     with StopSignals() as stop, progress(len(steps), done, "train", "step") as bar:
         for groups, lr in steps[done:]:
@@ -237,21 +258,35 @@ def train(settings: Settings, run: RunDirectory, mixture, device: str) -> int:
             optimizer.zero_grad()
             done += 1
 
-            rounded = {name: round(loss, 6) for name, loss in losses.items()}
+            is_last = done == len(steps)
+            if done % settings.save_every == 0 or is_last or stopping:
+                run.save_state(adapter, optimizer, done)
+                losses |= validation.measure(done)
             counts = {
                 "tokens": int(tokens),
                 "rows_cut": int(rows_cut),
                 "seconds": round(time.time() - started, 3),
             }
-            run.log({"step": done, **rounded, "lr": lr, "grad_norm": round(norm, 6), **counts})
+            numbers = {
+                **{name: round(loss, 6) for name, loss in losses.items()},
+                "lr": lr,
+                "grad_norm": round(norm, 6),
+            }
+            run.log({"step": done, **numbers, **counts})
+            events.add(done, numbers)
             bar.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items()})
             bar.update()
             if slow := watch.line(time.time() - step_started, int(tokens)):
                 bar.write(slow, file=sys.stderr)
-            if done % settings.save_every == 0 or done == len(steps) or stopping:
-                run.save_state(adapter, optimizer, done)
             if stopping:
                 stop.leave()
+            if settings.stop_early and validation.is_over:
+                bar.write(
+                    f"stopped early, after {done} of {len(steps)} steps: the validation loss no longer falls",
+                    file=sys.stderr,
+                )
+                break
+    events.close()
 
     # report
     if rank() == 0:
@@ -296,12 +331,35 @@ def train(settings: Settings, run: RunDirectory, mixture, device: str) -> int:
         run=about,
         labels=label_report,
         leakage=near_duplicates(mixture, conversations),
+        training={
+            "steps": done,
+            "rows": sum(map(len, rows.values())),
+            "epochs": done * settings.batch_size / max(1, sum(map(len, rows.values()))),
+            "validation_loss": validation.losses,
+        },
     )
     write_report(report, run.path, scores)
     run.finish()
     cost = f"{time.time() - started:.0f} s and {about['peak_memory_gb']:.1f} GB of memory"
     print(f"\n{table(report)}\n\nreport and adapter in {run.path}, after {cost}")
     print("\n".join([*reading(report), verdict_line(report)]))
+    return 0
+
+
+def show_task(settings: Settings, device: str) -> int:
+    model, tokenizer = (
+        load_model(shipped(settings.model), device=device),
+        load_tokenizer(shipped(settings.model), date=settings.date),
+    )
+    file, _, name = settings.show.partition("#")
+    print(
+        show(
+            model,
+            tokenizer,
+            load_task(shipped(file), name or None),
+            limit=row_limit(model.config, settings.max_tokens),
+        )
+    )
     return 0
 
 

@@ -87,12 +87,13 @@ def training_steps(
     seed: int,
     batch_size: int,
     group_size: int,
-    warmup: int,
+    warmup: float,
     decay: str,
 ) -> list[Step]:
-    """Every step of all phases. rows: of each training task."""
+    """Every step of all phases. rows: of each training task. warmup: a share of a phase's steps if below 1, else steps."""
     found = []
     for phase in plan:
+        warmup_steps = round(warmup * phase.steps) if warmup < 1 else int(warmup)
         order = training_order(
             mixture,
             rows,
@@ -104,7 +105,7 @@ def training_steps(
             fraction=phase.fraction,
         )
         for i, groups in enumerate(order):
-            found.append(Step(groups, phase.lr * lr_factor(i, phase.steps, warmup, decay)))
+            found.append(Step(groups, phase.lr * lr_factor(i, phase.steps, warmup_steps, decay)))
     return found
 
 

@@ -93,7 +93,7 @@ def signals():
 
 def settings(world, out, **changes):
     """Of a run over m.toml, 16 steps."""
-    return replace(train.Settings(model=str(world / "base"), mixture=str(world / "m.toml"), steps=16, batch_size=6, group_size=3, warmup=1,
+    return replace(train.Settings(model=str(world / "base"), mixture=str(world / "m.toml"), steps=16, batch_size=6, group_size=3, warmup=1, lr=3e-3, r=8, lora_alpha=16.0,
                                   save_every=3, date="2026-01-31", out=str(out)), **changes)
 
 

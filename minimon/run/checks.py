@@ -32,6 +32,12 @@ def check_training(settings) -> None:
         raise ValueError(
             f"--instruct-fraction: expected a number between 0 and 1, got {settings.instruct_fraction}"
         )
+    if settings.epochs is not None and (settings.steps is not None or not 0 < settings.epochs < math.inf):
+        raise ValueError(
+            f"--epochs: expected a positive number and no --steps beside it, got {settings.epochs}"
+        )
+    if not 0 <= settings.warmup < math.inf:
+        raise ValueError(f"--warmup: expected a share of the steps, or steps, got {settings.warmup}")
     for name in ("lr", "instruct_lr"):
         if not 0 < getattr(settings, name) < math.inf:
             raise ValueError(

@@ -1,0 +1,48 @@
+"""Loss and AUROC on validation rows of trained tasks while a run trains: whether it has learned, and when it stops learning."""
+
+from statistics import fmean
+
+import numpy as np
+
+from minimon.evaluate import read
+from minimon.metrics import auroc
+
+ROWS = 16  # a task, at most
+PATIENCE = 3  # measurements without a lower loss
+
+
+class Validation:
+    """measure() -> {"validation_loss", "validation_auroc"}, means over tasks; {} where no task has validation rows."""
+
+    def __init__(self, model, tokenizer, mixture, *, limit, batch_tokens=None):
+        self.model, self.tokenizer = model, tokenizer
+        self.options = {"limit": limit, "batch_tokens": batch_tokens}
+        self.rows = {}
+        for task in mixture.train:
+            rows = task.select("validation", ROWS, balance=mixture.balance, seed="eval")
+            if rows:
+                self.rows[task.name] = (task, rows)
+        self.losses: list[list] = []  # [step, loss]
+
+    def measure(self, step: int) -> dict[str, float]:
+        if not self.rows:
+            return {}
+        losses, areas = [], []
+        for task, rows in self.rows.values():
+            reading = read(self.model, self.tokenizer, task, rows, **self.options)
+            labels = np.array([row.label for row in rows])
+            losses.append(float(-reading.P.log()[range(len(rows)), labels].mean()))
+            area = auroc(reading.log_odds[:, 0].numpy(), labels == 0)
+            if area is not None:
+                areas.append(area)
+        self.losses.append([step, fmean(losses)])
+        measured = {"validation_loss": fmean(losses)}
+        if areas:
+            measured["validation_auroc"] = fmean(areas)
+        return measured
+
+    @property
+    def is_over(self) -> bool:
+        """The lowest loss lies PATIENCE measurements back."""
+        losses = [loss for _, loss in self.losses]
+        return len(losses) > PATIENCE and min(losses[:-PATIENCE]) <= min(losses[-PATIENCE:])
