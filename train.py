@@ -215,8 +215,16 @@ def train(settings: Settings, run: RunDirectory, mixture, device: str) -> int:
     done = run.load_state(adapter, optimizer)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     trained = sum(p.numel() for p in adapter.values())
-    begins = f"goes on after step {done}" if done else "begins"
-    print(f"{settings.model}: {frozen:,} frozen parameters, {trained:,} in the adapter; {run.path} {begins}")
+    where = (
+        f"; goes on after step {done}"
+        if done
+        else ", where nothing was saved: a new run"
+        if settings.resume
+        else ""
+    )
+    print(
+        f"{settings.model}: {frozen:,} frozen parameters, {trained:,} in the adapter; writing to {run.path}{where}"
+    )
 
     # loop
     validation = Validation(model, tokenizer, mixture, limit=limit, batch_tokens=settings.batch_tokens)
