@@ -65,18 +65,35 @@ def test_shards_give_the_same_model_as_one_file(directory, plain):
 
 
 def test_one_file_wins_over_an_index_beside_it(directory, plain):
-    (directory / INDEX).write_text(json.dumps({"weight_map": {"nothing": "model-00001-of-00001.safetensors"}}))
+    (directory / INDEX).write_text(
+        json.dumps({"weight_map": {"nothing": "model-00001-of-00001.safetensors"}})
+    )
     assert torch.equal(tiny.logits(load_model(directory), IDS), plain)
 
 
-@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/model.safetensors", "sub/model.safetensors", "..", "", "a\\b.safetensors",
-                                  "model\0.safetensors", "model.bin", 3, None])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../model.safetensors",
+        "/etc/model.safetensors",
+        "sub/model.safetensors",
+        "..",
+        "",
+        "a\\b.safetensors",
+        "model\0.safetensors",
+        "model.bin",
+        3,
+        None,
+    ],
+)
 def test_an_index_entry_that_is_not_a_plain_file_name_is_refused(name, directory):
     message = refusal(shard(directory, tiny.weights(tiny.QWEN3), **{Q: name}))
     assert INDEX in message and repr(name) in message and "plain names" in message
 
 
-@pytest.mark.parametrize("text", ['{"metadata": {}}', '{"weight_map": []}', '{"weight_map": {}}', "[]", "{", ""])
+@pytest.mark.parametrize(
+    "text", ['{"metadata": {}}', '{"weight_map": []}', '{"weight_map": {}}', "[]", "{", ""]
+)
 def test_an_index_without_a_weight_map_is_refused(text, directory):
     (directory / "model.safetensors").unlink()
     (directory / INDEX).write_text(text)
@@ -86,13 +103,21 @@ def test_an_index_without_a_weight_map_is_refused(text, directory):
 def test_a_missing_shard_is_named(directory):
     shard(directory, tiny.weights(tiny.QWEN3))
     (directory / "model-00002-of-00002.safetensors").unlink()
-    assert "model-00002-of-00002.safetensors: expected a safetensors file, found none" in refusal(directory, FileNotFoundError)
+    assert "model-00002-of-00002.safetensors: expected a safetensors file, found none" in refusal(
+        directory, FileNotFoundError
+    )
 
 
 def test_a_tensor_that_the_index_lists_and_its_shard_lacks_is_named(directory):
     tensors = tiny.weights(tiny.QWEN3)
-    there = "model-00002-of-00002.safetensors" if sorted(tensors).index(Q) % 2 == 0 else "model-00001-of-00002.safetensors"
-    assert f"expected {Q} in {there}, found no such tensor there" in refusal(shard(directory, tensors, **{Q: there}))
+    there = (
+        "model-00002-of-00002.safetensors"
+        if sorted(tensors).index(Q) % 2 == 0
+        else "model-00001-of-00002.safetensors"
+    )
+    assert f"expected {Q} in {there}, found no such tensor there" in refusal(
+        shard(directory, tensors, **{Q: there})
+    )
 
 
 def test_a_tensor_in_a_shard_that_the_index_does_not_list_is_not_overlooked(directory):
@@ -122,7 +147,11 @@ def test_a_missing_tensor_is_named_with_its_shape(directory):
 
 
 def test_a_tensor_too_many_is_named_with_its_file(directory):
-    message = refusal(changed(directory, lambda tensors: tensors.update({"model.layers.4.mlp.up_proj.weight": torch.ones(2, 2)})))
+    message = refusal(
+        changed(
+            directory, lambda tensors: tensors.update({"model.layers.4.mlp.up_proj.weight": torch.ones(2, 2)})
+        )
+    )
     assert "unexpected tensor model.layers.4.mlp.up_proj.weight in model.safetensors" in message
 
 
@@ -137,17 +166,31 @@ def test_many_differences_are_one_line_with_three_and_the_number_of_the_others(d
 
 
 def test_a_tensor_under_two_spellings_is_refused(directory):
-    message = refusal(changed(directory, lambda tensors: tensors.update({Q.removeprefix("model."): tensors[Q].clone()})))
+    message = refusal(
+        changed(directory, lambda tensors: tensors.update({Q.removeprefix("model."): tensors[Q].clone()}))
+    )
     assert f"expected tensor {Q} once, found it twice" in message
 
 
 def test_integer_weights_are_refused_by_their_type(directory):
-    message = refusal(changed(directory, lambda tensors: tensors.update({Q: torch.ones(64, 32, dtype=torch.int8)})))
+    message = refusal(
+        changed(directory, lambda tensors: tensors.update({Q: torch.ones(64, 32, dtype=torch.int8)}))
+    )
     assert f"expected {Q} in one of F64, F32, F16, BF16, got I8" in message
 
 
-@pytest.mark.parametrize("content", [lambda whole: whole[:-5], lambda whole: whole[:300], lambda whole: whole[:4], lambda whole: b"",
-                                     lambda whole: whole + b"more", lambda whole: b"PK\3\4" + whole, lambda whole: b"\xff" * 64])
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda whole: whole[:-5],
+        lambda whole: whole[:300],
+        lambda whole: whole[:4],
+        lambda whole: b"",
+        lambda whole: whole + b"more",
+        lambda whole: b"PK\3\4" + whole,
+        lambda whole: b"\xff" * 64,
+    ],
+)
 def test_a_file_that_is_cut_or_not_safetensors_is_named(content, directory):
     file = directory / "model.safetensors"
     file.write_bytes(content(file.read_bytes()))
@@ -157,7 +200,9 @@ def test_a_file_that_is_cut_or_not_safetensors_is_named(content, directory):
 def test_a_tied_model_with_both_tensors_equal_is_tied(directory, plain):
     changed(directory, lambda tensors: tensors.update({HEAD: tensors[EMBEDDING].clone()}))
     model = load_model(directory)
-    assert model.lm_head.weight is model.model.embed_tokens.weight and torch.equal(tiny.logits(model, IDS), plain)
+    assert model.lm_head.weight is model.model.embed_tokens.weight and torch.equal(
+        tiny.logits(model, IDS), plain
+    )
 
 
 def test_a_tied_model_whose_tensors_differ_keeps_both_as_transformers_does(directory, plain):
@@ -170,7 +215,9 @@ def test_a_tied_model_whose_tensors_differ_keeps_both_as_transformers_does(direc
 def test_a_tied_model_with_the_head_alone_is_tied_to_it(directory, plain):
     changed(directory, lambda tensors: tensors.update({HEAD: tensors.pop(EMBEDDING)}))
     model = load_model(directory)
-    assert model.lm_head.weight is model.model.embed_tokens.weight and torch.equal(tiny.logits(model, IDS), plain)
+    assert model.lm_head.weight is model.model.embed_tokens.weight and torch.equal(
+        tiny.logits(model, IDS), plain
+    )
 
 
 def test_a_model_that_is_not_tied_needs_its_head(directory):
@@ -195,11 +242,16 @@ def test_weights_are_converted_to_the_dtype_asked_for(stored, loaded, directory)
     tensors = {name: tensor.to(stored) for name, tensor in tiny.weights(tiny.QWEN3).items()}
     model = load_model(tiny.write_checkpoint(directory, tiny.QWEN3, tensors=tensors), dtype=loaded)
     for name, value in model.state_dict().items():
-        assert value.dtype == loaded and torch.equal(value, tensors[EMBEDDING if name == HEAD else name].to(loaded)), name
+        assert value.dtype == loaded and torch.equal(
+            value, tensors[EMBEDDING if name == HEAD else name].to(loaded)
+        ), name
 
 
-ASKED = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")          # of torch.cpu: does it multiply bf16 fast?
-NARROW, WIDE_ENOUGH = dict(tiny.LLAMA, num_hidden_layers=1), dict(tiny.LLAMA, num_hidden_layers=1, hidden_size=WIDE)
+ASKED = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # of torch.cpu: does it multiply bf16 fast?
+NARROW, WIDE_ENOUGH = (
+    dict(tiny.LLAMA, num_hidden_layers=1),
+    dict(tiny.LLAMA, num_hidden_layers=1, hidden_size=WIDE),
+)
 
 
 def processor(monkeypatch, *fast):
@@ -207,12 +259,19 @@ def processor(monkeypatch, *fast):
         monkeypatch.setattr(torch.cpu, name, lambda name=name: name in fast, raising=False)
 
 
-@pytest.mark.parametrize("config, stored, fast, expected", [
-    (WIDE_ENOUGH, torch.bfloat16, ASKED[:1], torch.bfloat16), (WIDE_ENOUGH, torch.float16, ASKED[1:], torch.bfloat16),
-    (WIDE_ENOUGH, torch.bfloat16, (), torch.float32), (WIDE_ENOUGH, torch.float32, ASKED, torch.float32),
-    (NARROW, torch.bfloat16, ASKED, torch.float32)])
+@pytest.mark.parametrize(
+    "config, stored, fast, expected",
+    [
+        (WIDE_ENOUGH, torch.bfloat16, ASKED[:1], torch.bfloat16),
+        (WIDE_ENOUGH, torch.float16, ASKED[1:], torch.bfloat16),
+        (WIDE_ENOUGH, torch.bfloat16, (), torch.float32),
+        (WIDE_ENOUGH, torch.float32, ASKED, torch.float32),
+        (NARROW, torch.bfloat16, ASKED, torch.float32),
+    ],
+)
 def test_without_a_dtype_a_cpu_gets_bf16_where_it_is_fast_and_the_weights_are_wide_and_of_16_bits(
-        config, stored, fast, expected, monkeypatch, tmp_path):
+    config, stored, fast, expected, monkeypatch, tmp_path
+):
     tensors = {name: tensor.to(stored) for name, tensor in tiny.weights(config).items()}
     tiny.write_checkpoint(tmp_path, config, tensors=tensors)
     processor(monkeypatch, *fast)
@@ -221,7 +280,10 @@ def test_without_a_dtype_a_cpu_gets_bf16_where_it_is_fast_and_the_weights_are_wi
 
 
 def test_one_tensor_of_32_bits_keeps_all_in_fp32(monkeypatch, tmp_path):
-    tensors = {name: tensor.to(torch.float32 if "norm" in name else torch.bfloat16) for name, tensor in tiny.weights(WIDE_ENOUGH).items()}
+    tensors = {
+        name: tensor.to(torch.float32 if "norm" in name else torch.bfloat16)
+        for name, tensor in tiny.weights(WIDE_ENOUGH).items()
+    }
     processor(monkeypatch, *ASKED)
     assert default_dtype(tiny.write_checkpoint(tmp_path, WIDE_ENOUGH, tensors=tensors)) == torch.float32
 
@@ -235,7 +297,11 @@ def test_a_pytorch_that_cannot_say_what_the_processor_does_means_fp32(monkeypatc
 
 def test_the_dtype_is_that_of_the_device_that_runs_the_model_not_of_the_one_it_is_loaded_on(directory):
     """As with --shard, where every process loads on its CPU and gives the GPU its part."""
-    assert default_dtype(directory, "cuda") == default_dtype(directory, torch.device("cuda", 1)) == torch.bfloat16
+    assert (
+        default_dtype(directory, "cuda")
+        == default_dtype(directory, torch.device("cuda", 1))
+        == torch.bfloat16
+    )
     model = load_model(directory, dtype=default_dtype(directory, "cuda"), device="cpu")
     assert model.lm_head.weight.dtype == torch.bfloat16 and model.lm_head.weight.device.type == "cpu"
 
@@ -247,33 +313,52 @@ def test_the_shipped_base_stays_in_fp32_on_every_processor(monkeypatch):
 
 # not there
 
+
 def test_a_hub_id_that_cannot_be_found_is_explained_in_one_line(tmp_path):
     code = "from minimon.checkpoint import load_model\ntry: load_model('nobody/no-such-model')\nexcept FileNotFoundError as e: print(e)"
     root = Path(__file__).resolve().parents[1]
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root,
-                         env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)})
-    assert re.fullmatch(r"nobody/no-such-model: expected a checkpoint directory or a hub id, found neither \(.+\); check the spelling, "
-                        r"or download .+\n", run.stdout), (run.stdout, run.stderr)
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=root,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
+    )
+    assert re.fullmatch(
+        r"nobody/no-such-model: expected a checkpoint directory or a hub id, found neither \(.+\); check the spelling, "
+        r"or download .+\n",
+        run.stdout,
+    ), (run.stdout, run.stderr)
 
 
 @pytest.mark.parametrize("name", ["./no/such/directory", "a b", ""])
 def test_a_path_that_is_not_there_and_no_hub_id_is_explained_in_one_line(name):
-    with pytest.raises(FileNotFoundError, match=r"\A.*: expected a checkpoint directory or a hub id, found neither \(.*\); .*\Z"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"\A.*: expected a checkpoint directory or a hub id, found neither \(.*\); .*\Z",
+    ):
         load_model(name)
 
 
 def test_a_hub_id_is_fetched_without_pickles_and_read_from_its_snapshot(directory, plain, monkeypatch):
     asked = {}
-    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: asked.update(options, name=name) or str(directory))
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download",
+        lambda name, **options: asked.update(options, name=name) or str(directory),
+    )
     assert torch.equal(tiny.logits(load_model("some/model"), IDS), plain)
-    assert asked["name"] == "some/model" and not any("bin" in pattern or pattern == "*" for pattern in asked["allow_patterns"])
+    assert asked["name"] == "some/model" and not any(
+        "bin" in pattern or pattern == "*" for pattern in asked["allow_patterns"]
+    )
 
 
 # memory
 
+
 @pytest.fixture(scope="module")
 def benchmark():
     import loading
+
     return loading
 
 
@@ -304,6 +389,7 @@ def test_weights_are_used_where_they_lie_and_the_file_is_never_written(directory
 
 # saving
 
+
 @pytest.mark.parametrize("config", [tiny.QWEN3, UNTIED, tiny.LLAMA], ids=["tied", "untied", "llama"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_saved_model_is_the_model(config, dtype, tmp_path):
@@ -314,7 +400,9 @@ def test_a_saved_model_is_the_model(config, dtype, tmp_path):
     save_model(model, tmp_path / "saved", source)
     assert torch.equal(tiny.logits(load_model(tmp_path / "saved", dtype=dtype), IDS), tiny.logits(model, IDS))
     assert sorted(os.listdir(tmp_path / "saved")) == ["config.json", "model.safetensors", "tokenizer.json"]
-    assert (HEAD in load_file(tmp_path / "saved" / "model.safetensors")) is not config.get("tie_word_embeddings", False)
+    assert (HEAD in load_file(tmp_path / "saved" / "model.safetensors")) is not config.get(
+        "tie_word_embeddings", False
+    )
     saved = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert saved == {**config, "dtype": str(dtype)[6:], "torch_dtype": str(dtype)[6:]}
 
@@ -326,15 +414,28 @@ def test_a_model_of_shards_can_be_saved_over_itself(directory, plain):
     assert torch.equal(tiny.logits(load_model(directory), IDS), plain)
 
 
-@pytest.mark.parametrize("wrapper, text, architecture", [
-    ("gemma3", dict(tiny.SIZES, model_type="gemma3_text", head_dim=16, sliding_window=8), "Gemma3ForCausalLM"),
-    ("mistral3", dict(tiny.SIZES, model_type="mistral"), "MistralForCausalLM"), ("llava", dict(tiny.SIZES), "LlamaForCausalLM")])
-def test_the_decoder_of_a_multimodal_wrapper_is_saved_as_a_model_of_its_own(wrapper, text, architecture, tmp_path):
+@pytest.mark.parametrize(
+    "wrapper, text, architecture",
+    [
+        (
+            "gemma3",
+            dict(tiny.SIZES, model_type="gemma3_text", head_dim=16, sliding_window=8),
+            "Gemma3ForCausalLM",
+        ),
+        ("mistral3", dict(tiny.SIZES, model_type="mistral"), "MistralForCausalLM"),
+        ("llava", dict(tiny.SIZES), "LlamaForCausalLM"),
+    ],
+)
+def test_the_decoder_of_a_multimodal_wrapper_is_saved_as_a_model_of_its_own(
+    wrapper, text, architecture, tmp_path
+):
     config = {"model_type": wrapper, "text_config": text, "vision_config": {}}
     model = load_model(tiny.write_checkpoint(tmp_path / "model", config, rename=tiny.wrapped))
     save_model(model, tmp_path / "saved", tmp_path / "model")
     saved = json.loads((tmp_path / "saved" / "config.json").read_text())
-    assert "text_config" not in saved and saved["architectures"] == [architecture] and {**saved, **text} == saved
+    assert (
+        "text_config" not in saved and saved["architectures"] == [architecture] and {**saved, **text} == saved
+    )
     assert torch.equal(tiny.logits(load_model(tmp_path / "saved"), IDS), tiny.logits(model, IDS))
 
 
@@ -344,10 +445,15 @@ def test_transformers_loads_what_is_saved_with_equal_logits(name, tmp_path):
     pytest.importorskip("transformers", reason="compares with transformers: pip install '.[peers]'")
     tensors, rename, config = None, str, tiny.QWEN3
     if name == "gemma3":
-        rename, config = tiny.wrapped, {"model_type": "gemma3", "text_config": dict(tiny.SIZES, model_type="gemma3_text", head_dim=16)}
+        rename, config = (
+            tiny.wrapped,
+            {"model_type": "gemma3", "text_config": dict(tiny.SIZES, model_type="gemma3_text", head_dim=16)},
+        )
     if name == "tied, differing":
         tensors = tiny.weights(config)
         tensors[HEAD] = 2 * tensors[EMBEDDING]
     model = load_model(tiny.write_checkpoint(tmp_path / "model", config, tensors=tensors, rename=rename))
     save_model(model, tmp_path / "saved", tmp_path / "model")
-    assert torch.equal(tiny.peer_logits(tiny.peer_model(tmp_path / "saved", "auto"), IDS), tiny.logits(model, IDS))
+    assert torch.equal(
+        tiny.peer_logits(tiny.peer_model(tmp_path / "saved", "auto"), IDS), tiny.logits(model, IDS)
+    )

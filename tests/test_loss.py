@@ -32,7 +32,7 @@ def test_vocabulary_loss_equals_full_logits_in_value_and_gradient(monkeypatch, c
     twin = plain(hidden, weight, targets)
     (expected,) = torch.autograd.grad(3 * twin, hidden)
     assert fused.dtype == torch.float32 and grad.dtype == dtype
-    assert abs(fused.item() - twin.item()) < 1e-5 * twin.item()       # accumulated in fp32 whatever the dtype
+    assert abs(fused.item() - twin.item()) < 1e-5 * twin.item()  # accumulated in fp32 whatever the dtype
     assert (grad.double() - expected).abs().max() <= tolerance * expected.abs().max()
 
 
@@ -46,7 +46,9 @@ def test_label_loss_equals_cross_entropy_over_the_label_tokens(dtype):
     (expected,) = torch.autograd.grad(twin, hidden)
     assert abs(fused.item() - twin.item()) < 1e-5 * max(twin.item(), 1)
     assert (grad.double() - expected).abs().max() <= 1e-2 * expected.abs().max()
-    assert label_token_loss(hidden, weight, [17, 4, 90], targets).item() == fused.item()      # a plain list will do
+    assert (
+        label_token_loss(hidden, weight, [17, 4, 90], targets).item() == fused.item()
+    )  # a plain list will do
 
 
 def test_the_loss_carries_the_factor_of_families_that_scale_their_logits():
@@ -86,8 +88,15 @@ def test_a_head_that_is_not_frozen_is_refused():
         vocab_token_loss(hidden, weight.requires_grad_(), targets)
 
 
-@pytest.mark.parametrize("change", [lambda h, w, t: (h, w, t[:-1]), lambda h, w, t: (h[:, 1:], w, t), lambda h, w, t: (h, w, t + V),
-                                    lambda h, w, t: (h, w, t - V)])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda h, w, t: (h, w, t[:-1]),
+        lambda h, w, t: (h[:, 1:], w, t),
+        lambda h, w, t: (h, w, t + V),
+        lambda h, w, t: (h, w, t - V),
+    ],
+)
 def test_wrong_shapes_and_targets_are_refused(change):
     with pytest.raises(ValueError, match="expected"):
         vocab_token_loss(*change(*tensors(torch.float32)))
@@ -96,7 +105,11 @@ def test_wrong_shapes_and_targets_are_refused(change):
 def test_no_value_on_a_device_is_waited_for():
     """Tensors on meta have none, and raise where Python asks for one."""
     with torch.device("meta"):
-        hidden, weight, targets = torch.empty(B, C, requires_grad=True), torch.empty(V, C), torch.zeros(B, dtype=torch.long)
+        hidden, weight, targets = (
+            torch.empty(B, C, requires_grad=True),
+            torch.empty(V, C),
+            torch.zeros(B, dtype=torch.long),
+        )
         loss = vocab_token_loss(hidden, weight, targets)
         (grad,) = torch.autograd.grad(loss, hidden)
         assert loss.shape == () and grad.shape == (B, C)
@@ -114,14 +127,20 @@ def test_no_logits_of_the_whole_vocabulary_outlive_a_chunk(monkeypatch):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             out = function(*args, **(kwargs or {}))
             new = out if isinstance(out, torch.Tensor) else None
-            if new is not None and not any(isinstance(a, torch.Tensor) and a.untyped_storage().data_ptr() == new.untyped_storage().data_ptr()
-                                           for a in args):
+            if new is not None and not any(
+                isinstance(a, torch.Tensor)
+                and a.untyped_storage().data_ptr() == new.untyped_storage().data_ptr()
+                for a in args
+            ):
                 self.elements = max(self.elements, new.numel())
             return out
 
     monkeypatch.setattr(module, "CHUNK", 16)
     g = torch.Generator().manual_seed(0)
-    hidden, weight = torch.randn(B, C, generator=g, requires_grad=True), torch.randn(4096, C, generator=g).bfloat16()
+    hidden, weight = (
+        torch.randn(B, C, generator=g, requires_grad=True),
+        torch.randn(4096, C, generator=g).bfloat16(),
+    )
     with Largest() as seen:
         vocab_token_loss(hidden, weight, torch.arange(B)).backward()
     assert 0 < seen.elements <= max(16 * C, B * C)
