@@ -187,13 +187,14 @@ def comparison(part: Part) -> str:
         finding = "better than its base"
     elif bounds[1] < 0:
         finding = "worse than its base"
-    over = "over the texts of these tasks alone"
+    over = f"{interval(uplift['ci95'])} over the texts"
     if uplift["ci95_tasks"]:
         criteria = {task["criterion"] or task["task"] for task in part.tasks}
-        over = f"over {len(part.tasks)} tasks"
+        tasks = f"{len(part.tasks)} tasks"
         if 1 < len(criteria) < len(part.tasks):
-            over += f" of {len(criteria)} criteria"
-    line = f"{name}: {finding}, AUROC {number(uplift['auroc'], True)} {interval(bounds)} {over}"
+            tasks += f" of {len(criteria)} criteria"
+        over = f"{interval(uplift['ci95_tasks'])} over {tasks}, {over}"
+    line = f"{name}: {finding}, AUROC {number(uplift['auroc'], True)} {over}"
     if part.split == "new_prompt" and bounds[1] < 0:
         line += "; it may go on answering the trained question: mix in instructions (--instruct joint)"
     return line
