@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from minimon.metrics import fewest_negatives
-from minimon.report.data import RATES, SIDES
+from minimon.report.data import SIDES
 
 HEADER = ["split", "tasks", "pairs", "performance", "AUROC", "uplift", "95% interval", "TPR@1%", "TPR@5%"]
 LEGEND = [
@@ -12,6 +12,7 @@ LEGEND = [
 ]
 MANY_PASSES = 20  # over the training rows
 LEAST_MASS = 0.5  # of the probability at the answer, that the labels have
+LEARNED = 0.6  # AUROC on trained tasks
 
 
 class Part(NamedTuple):
@@ -131,7 +132,7 @@ def notes(report: dict) -> list[str]:
 def verdict_line(report: dict) -> str:
     part = report.get("inter_task")
     if part is None:
-        return "inter-task generalization: not measured, the mixture has no new_domain split"
+        return "inter-task generalization: not measured, there was no split new_domain"
     bounds = interval(part["headline_ci95"], signed=False)
     whose = "the base's" if report["adapter"] is None else "the adapter's"
     return (
@@ -186,13 +187,14 @@ def comparison(part: Part) -> str:
         finding = "better than its base"
     elif bounds[1] < 0:
         finding = "worse than its base"
-    over = "over the texts of these tasks alone"
+    over = f"{interval(uplift['ci95'])} over the texts"
     if uplift["ci95_tasks"]:
         criteria = {task["criterion"] or task["task"] for task in part.tasks}
-        over = f"over {len(part.tasks)} tasks"
+        tasks = f"{len(part.tasks)} tasks"
         if 1 < len(criteria) < len(part.tasks):
-            over += f" of {len(criteria)} criteria"
-    line = f"{name}: {finding}, AUROC {number(uplift['auroc'], True)} {interval(bounds)} {over}"
+            tasks += f" of {len(criteria)} criteria"
+        over = f"{interval(uplift['ci95_tasks'])} over {tasks}, {over}"
+    line = f"{name}: {finding}, AUROC {number(uplift['auroc'], True)} {over}"
     if part.split == "new_prompt" and bounds[1] < 0:
         line += "; it may go on answering the trained question: mix in instructions (--instruct joint)"
     return line
@@ -217,23 +219,21 @@ def caught(part: Part) -> list[str]:
 
 def answering(splits: list[Part]) -> list[str]:
     """Whether the model is about to answer with a label at all."""
-    masses = {}
+    masses = []
     for part in splits:
         for task in part.tasks:
             if "label_mass" in task["adapter"]:
-                masses[task["task"]] = task["adapter"]["label_mass"]
+                masses.append((task["adapter"]["label_mass"], f"{task['task']} in {part.split}"))
     if not masses:
         return []
-    least = min(masses, key=masses.get)
-    low = sum(mass < LEAST_MASS for mass in masses.values())
+    least, where = min(masses)
+    low = sum(mass < LEAST_MASS for mass, _ in masses)
     if not low:
-        return [
-            f"answers with the labels: they have {masses[least]:.0%} or more of the probability in each task"
-        ]
+        return [f"answers with the labels: they have {least:.0%} or more of the probability in each task"]
     return [
         f"warning: in {low} of {len(masses)} tasks the labels have less than half of the probability at the "
-        f"answer (least in {least}, {masses[least]:.1%}): it is about to write something else. Let the "
-        "prompt name the label words, see train.py --show TASK, and train longer, with --loss vocab"
+        f"answer (least for {where}, {least:.1%}): it is about to write something else. Let the prompt name "
+        "the label words, see train.py --show TASK, and train longer, with --loss vocab"
     ]
 
 
@@ -256,8 +256,8 @@ def training(facts: dict, trained: Part | None) -> list[str]:
             lines.append(f"warning: worse after step {best_step}: take fewer --steps, or --stop-early")
         elif len(losses) > 2 and last < 0.97 * losses[-2][1]:
             lines.append("validation loss was still falling: more --steps may help")
-    auroc = trained.numbers["adapter"]["auroc"] if trained else None
-    if auroc is not None and auroc < 0.6:
+    auroc = trained.numbers["adapter"]["auroc"] if trained and not trained.alone else None
+    if auroc is not None and auroc < LEARNED:
         lines.append(f"warning: AUROC {auroc:.3f} on its own tasks: not learned; more --steps, rows or --lr")
     return lines
 
@@ -274,7 +274,6 @@ def markdown(report: dict) -> str:
     found.append("## Reading your result\n\n" + "\n".join(f"- {line}" for line in reading(report)))
     for split, part in report["splits"].items():
         found += [f"## {split}", grid(TASK_HEADER, [task_cells(task) for task in part["tasks"]])]
-    found += ["## ROC\n\nTPR at a given FPR, tasks pooled after ranking within each.", roc_grid(report)]
     if "attacks" in report:
         rows = report["attacks"][0]["rows"]
         found.append(
@@ -312,17 +311,6 @@ def task_cells(task: dict) -> list[str]:
     for key in TASK_COLUMNS.values():
         row += [number(task["base"][key]), number(task["adapter"][key])]
     return [*row, number(task["uplift"]["auroc"], True), interval(task["uplift"]["ci95"])]
-
-
-def roc_grid(report: dict) -> str:
-    header, rows = ["split / group", "", "negatives"], []
-    header += [f"at {rate:.1%}" for rate in RATES]
-    for part in parts(report):
-        curve = report["splits"][part.split]["curves"][part.group]
-        for which in SIDES:
-            rates = [number(rate) for rate in curve[which]]
-            rows.append([part.name, which, str(part.negatives), *rates])
-    return grid(header, rows)
 
 
 def attack_lines(report: dict) -> str:
