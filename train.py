@@ -200,7 +200,7 @@ def train(settings: Settings, run: RunDirectory, mixture, device: str) -> int:
     print(f"{settings.model}: {frozen:,} frozen parameters, {trained:,} in the adapter; {run.path} {begins}")
 
     # loop
-    batch_tokens, watch = pass_tokens(model, settings.batch_tokens), LoadWatch()
+    batch_tokens, watch = pass_tokens(model, settings.batch_tokens, training=True), LoadWatch()
     with StopSignals() as stop, progress(len(steps), done, "train", "step") as bar:
         for groups, lr in steps[done:]:
             step_started = time.time()
