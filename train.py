@@ -229,7 +229,7 @@ def train(settings: Settings, run: RunDirectory, mixture, device: str) -> int:
     # loop
     validation = Validation(model, tokenizer, mixture, limit=limit, batch_tokens=settings.batch_tokens)
     events = event_writer(run.path, settings.tensorboard)
-    batch_tokens, watch = pass_tokens(model, settings.batch_tokens), LoadWatch()
+    batch_tokens, watch = pass_tokens(model, settings.batch_tokens, training=True), LoadWatch()
     with StopSignals() as stop, progress(len(steps), done, "train", "step") as bar:
         for groups, lr in steps[done:]:
             step_started = time.time()

@@ -14,19 +14,33 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file
 
 from minimon import evaluate as evaluation
-from minimon.run import processes as distributed
 from minimon.checkpoint import load_model
 from minimon.evaluate import evaluate
 from minimon.lora import add_lora
+from minimon.run import processes as distributed
 from minimon.tasks import load_mixture
 from minimon.tokenizer import load_tokenizer
-from conftest import ROOT
 
-WORDS = ["--steps", 20, "--batch-size", 12, "--group-size", 5, "--warmup", 1, "--save-every", 4, "--instruct", "joint",
-         "--instruct-fraction", 0.3]                       # groups of 5, 3 and 1 rows, and of conversations
+WORDS = [
+    "--steps",
+    20,
+    "--batch-size",
+    12,
+    "--group-size",
+    5,
+    "--warmup",
+    1,
+    "--save-every",
+    4,
+    "--instruct",
+    "joint",
+    "--instruct-fraction",
+    0.3,
+]  # groups of 5, 3 and 1 rows, and of conversations
 
 
 def of(world) -> list:
@@ -38,9 +52,24 @@ def start(*words, processes=2):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    return [subprocess.Popen([sys.executable, *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={
-        **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost",
-        "MASTER_PORT": str(port)}) for rank in range(processes)]
+    return [
+        subprocess.Popen(
+            [sys.executable, *map(str, words)],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={
+                **os.environ,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(processes),
+                "MASTER_ADDR": "localhost",
+                "MASTER_PORT": str(port),
+            },
+        )
+        for rank in range(processes)
+    ]
 
 
 def finish(found, code=0):
@@ -52,8 +81,12 @@ def finish(found, code=0):
 
 def distance(out, other):
     """Norm of the difference of two adapters over the norm of one."""
-    a, b = (torch.cat([tensor.flatten() for _, tensor in sorted(load_file(run / "adapter_model.safetensors").items())])
-            for run in (out, other))
+    a, b = (
+        torch.cat(
+            [tensor.flatten() for _, tensor in sorted(load_file(run / "adapter_model.safetensors").items())]
+        )
+        for run in (out, other)
+    )
     return ((a - b).norm() / b.norm()).item()
 
 
@@ -71,13 +104,19 @@ def one(world, tmp_path_factory):
 
 def test_two_processes_train_the_adapter_of_one_and_only_the_first_speaks(one, world, tmp_path):
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py", *of(world)]
-    done = subprocess.run([sys.executable, *map(str, words), "--out", tmp_path / "two"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, *map(str, words), "--out", tmp_path / "two"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert distance(tmp_path / "two", one) < 1e-4
     for line, expected in zip(log(tmp_path / "two"), log(one), strict=True):
         assert line["tokens"] == expected["tokens"] and line["step"] == expected["step"]
-        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-3) and line.get("instruct_loss") == pytest.approx(
-            expected.get("instruct_loss"), rel=1e-3)
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-3) and line.get(
+            "instruct_loss"
+        ) == pytest.approx(expected.get("instruct_loss"), rel=1e-3)
     assert done.stdout.count("inter-task generalization") == 1 and done.stdout.count("frozen parameters") == 1
     assert json.loads((tmp_path / "two/report.json").read_text())["run"]["processes"] == 2
 
@@ -106,8 +145,14 @@ def test_a_process_that_dies_ends_the_run_in_one_line_and_one_process_resumes_it
     (_, error), _ = first.communicate(timeout=300), second.communicate()
     lines = [line for line in re.split(r"[\r\n]+", error) if line.strip() and not line.startswith("train:")]
     assert first.returncode == 2, error
-    assert len(lines) == 1 and lines[0].startswith("error: another process of this run has ended") and "--resume" in lines[0], error
-    done = subprocess.run([sys.executable, *map(str, words), "--resume"], cwd=ROOT, capture_output=True, text=True)
+    assert (
+        len(lines) == 1
+        and lines[0].startswith("error: another process of this run has ended")
+        and "--resume" in lines[0]
+    ), error
+    done = subprocess.run(
+        [sys.executable, *map(str, words), "--resume"], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     assert distance(out, one) < 1e-4 and [line["step"] for line in log(out)] == list(range(1, 21))
 
@@ -123,7 +168,9 @@ def test_a_mistake_is_said_once(tmp_path):
 def test_work_is_dealt_out_evenly_and_wholly(monkeypatch):
     monkeypatch.setattr(distributed, "size", lambda: 3)
     shares = distributed.deal([5, 1, 4, 4, 2, 2])
-    assert sorted(i for share in shares for i in share) == list(range(6)) and all(share == sorted(share) for share in shares)
+    assert sorted(i for share in shares for i in share) == list(range(6)) and all(
+        share == sorted(share) for share in shares
+    )
     assert [sum([5, 1, 4, 4, 2, 2][i] for i in share) for share in shares] == [6, 6, 6]
     assert distributed.deal([7]) == [[0], [], []] and distributed.deal([]) == [[], [], []]
 
@@ -159,14 +206,20 @@ def test_a_bar_counts_for_the_other_processes_unless_all_work_on_the_same_rows(m
     on_rows(2)
     assert bar.n == (2 if together else 6)
     on_rows(2)
-    assert bar.n == (4 if together else 10)    # no more than there are
+    assert bar.n == (4 if together else 10)  # no more than there are
 
 
 def test_each_core_takes_an_item_of_a_small_model_and_scores_are_the_same(world, monkeypatch):
-    model, tokenizer, mixture = load_model(world / "base"), load_tokenizer(world / "base"), load_mixture(world / "talking.toml")
+    model, tokenizer, mixture = (
+        load_model(world / "base"),
+        load_tokenizer(world / "base"),
+        load_mixture(world / "talking.toml"),
+    )
     add_lora(model, 2)
     alone, threads, read = evaluate(model, tokenizer, mixture), set(), evaluation.read
-    monkeypatch.setattr(evaluation, "read", lambda *given, **more: threads.add(threading.get_ident()) or read(*given, **more))
+    monkeypatch.setattr(
+        evaluation, "read", lambda *given, **more: threads.add(threading.get_ident()) or read(*given, **more)
+    )
     torch.set_num_threads(3)
     try:
         together = evaluate(model, tokenizer, mixture, each=distributed.dealing(model))

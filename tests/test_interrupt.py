@@ -13,15 +13,22 @@ import time
 from dataclasses import replace
 
 import pytest
+from small_world import settings
 
 import train
 from minimon import files
-from minimon.run.cli import StopSignals, one_line_errors
 from minimon.files import open_tensors
-from small_world import settings
+from minimon.run.cli import StopSignals, one_line_errors
 
-REGIMES = {"none": {}, "joint": {"instruct": "joint"}, "after": {"instruct": "after", "instruct_steps": 8}, "only": {"instruct": "only"},
-           "self": {"labels": "self", "label_samples": 2}}
+REGIMES = {
+    "none": {},
+    "joint": {"instruct": "joint"},
+    "after": {"instruct": "after", "instruct_steps": 8},
+    "only": {"instruct": "only"},
+    "self": {"labels": "self", "label_samples": 2},
+}
+
+
 def forked(chosen, before=None, told=os.devnull) -> int:
     """The id of a process that runs train.py with these settings; `before` is called in it first. What it prints goes into files that
     begin with `told`."""
@@ -30,10 +37,13 @@ def forked(chosen, before=None, told=os.devnull) -> int:
         code = 70
         try:
             for number, suffix in ((1, ".out"), (2, ".err")):
-                os.dup2(os.open(told if told == os.devnull else f"{told}{suffix}", os.O_WRONLY | os.O_CREAT), number)
+                os.dup2(
+                    os.open(told if told == os.devnull else f"{told}{suffix}", os.O_WRONLY | os.O_CREAT),
+                    number,
+                )
             sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
             drawn = [name for name in sys.modules if name.startswith("matplotlib")]
-            sys.modules.update(dict.fromkeys(["matplotlib", *drawn]))                  # a figure is drawn in other tests
+            sys.modules.update(dict.fromkeys(["matplotlib", *drawn]))  # a figure is drawn in other tests
             if before:
                 before()
             with one_line_errors("the same command with --resume"):
@@ -67,9 +77,13 @@ def same(out, expected):
         assert (out / name).read_bytes() == (expected / name).read_bytes(), name
     reports = [json.loads((folder / "report.json").read_text()) for folder in (out, expected)]
     assert all(report.pop("run") for report in reports) and reports[0] == reports[1]
-    logs = [[json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()] for folder in (out, expected)]
-    assert [[line["step"], line.get("loss"), line.get("instruct_loss")] for line in logs[0]] == \
-        [[line["step"], line.get("loss"), line.get("instruct_loss")] for line in logs[1]]
+    logs = [
+        [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        for folder in (out, expected)
+    ]
+    assert [[line["step"], line.get("loss"), line.get("instruct_loss")] for line in logs[0]] == [
+        [line["step"], line.get("loss"), line.get("instruct_loss")] for line in logs[1]
+    ]
     assert not [path.name for path in out.iterdir() if path.name.startswith("state")]
 
 
@@ -112,6 +126,7 @@ def test_a_run_killed_at_many_more_instants_goes_on_to_the_same_bits(world, tmp_
 
 def killed_in(function, module, name, calls, after=False):
     """Called in the child: SIGKILL at that call of module.name, before or after it is done."""
+
     def before():
         done, inner = [], function
 
@@ -125,6 +140,7 @@ def killed_in(function, module, name, calls, after=False):
             return found
 
         setattr(module, name, fatal)
+
     return before
 
 
@@ -133,8 +149,11 @@ def test_a_run_killed_around_a_rename_goes_on_to_the_same_bits(world, tmp_path, 
     """A rename decides which state counts; negative numbers count from the last, with which the run is finished."""
     expected, _ = whole(world, "none")
     out = tmp_path / "x"
-    total = 3 + 6 + 5 - 1                      # provenance, settings, log; states of steps 3 to 16; adapter, scores and report
-    pid = forked(settings(world, out), killed_in(os.replace, files.os, "replace", calls % (total + 1) if calls < 0 else calls, after))
+    total = 3 + 6 + 5 - 1  # provenance, settings, log; states of steps 3 to 16; adapter, scores and report
+    pid = forked(
+        settings(world, out),
+        killed_in(os.replace, files.os, "replace", calls % (total + 1) if calls < 0 else calls, after),
+    )
     assert wait(pid) == -signal.SIGKILL
     saved_step(out)
     assert wait(forked(settings(world, out, resume=True))) == 0
@@ -154,10 +173,17 @@ def test_a_run_killed_around_any_rename_goes_on_to_the_same_bits(world, tmp_path
     same(tmp_path / "x", expected)
 
 
-@pytest.mark.parametrize("where, name, calls, regime", [
-    ("minimon.evaluate", "read_ids", 3, "none"), ("minimon.generate", "choose", 8, "only"), ("minimon.generate", "choose", 3, "self"),
-    ("minimon.metrics", "bootstrap", 1, "joint"), ("minimon.checkpoint", "open_tensors", 1, "none")],
-    ids=["while it scores", "while it decodes", "while it labels", "while it reports", "before it saves"])
+@pytest.mark.parametrize(
+    "where, name, calls, regime",
+    [
+        ("minimon.evaluate", "read_ids", 3, "none"),
+        ("minimon.generate", "choose", 8, "only"),
+        ("minimon.generate", "choose", 3, "self"),
+        ("minimon.metrics", "bootstrap", 1, "joint"),
+        ("minimon.checkpoint", "open_tensors", 1, "none"),
+    ],
+    ids=["while it scores", "while it decodes", "while it labels", "while it reports", "before it saves"],
+)
 def test_a_run_killed_within_a_phase_goes_on_to_the_same_bits(world, tmp_path, where, name, calls, regime):
     module = sys.modules[where]
     chosen = settings(world, tmp_path / "x", **REGIMES[regime])
@@ -169,26 +195,42 @@ def test_a_run_killed_within_a_phase_goes_on_to_the_same_bits(world, tmp_path, w
 # ---- signals ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number, code, regime", [(signal.SIGTERM, 143, {"labels": "self", "label_samples": 5000}), (signal.SIGINT, 130, {})])
+@pytest.mark.parametrize(
+    "number, code, regime",
+    [(signal.SIGTERM, 143, {"labels": "self", "label_samples": 5000}), (signal.SIGINT, 130, {})],
+)
 def test_a_stopped_process_says_in_one_line_how_to_go_on(world, tmp_path, number, code, regime):
     """While it labels, where nothing waits, and while it trains, where the step is waited for and saved."""
     out = tmp_path / "x"
-    pid = forked(settings(world, out, **{**regime, "steps": 3000, "save_every": 5000}), told=tmp_path / "told")
+    pid = forked(
+        settings(world, out, **{**regime, "steps": 3000, "save_every": 5000}), told=tmp_path / "told"
+    )
     while not (out / "settings.json").exists() or not regime and not (out / "log.jsonl").exists():
         time.sleep(0.02)
     time.sleep(1)
     os.kill(pid, number)
     assert wait(pid) == code
     error = (tmp_path / "told.err").read_text()
-    assert error.strip().splitlines()[-1] == "stopped; to go on: the same command with --resume" and "Traceback" not in error
+    assert (
+        error.strip().splitlines()[-1] == "stopped; to go on: the same command with --resume"
+        and "Traceback" not in error
+    )
     assert (saved_step(out) > 0) == ("stopping after this step" in error) == (not regime)
 
 
 def test_a_step_is_waited_for_but_the_signal_is_answered_at_once_and_a_second_does_not_wait(capfd):
-    with pytest.raises(SystemExit) as error, one_line_errors("the same command with --resume"), StopSignals() as stop:
+    with (
+        pytest.raises(SystemExit) as error,
+        one_line_errors("the same command with --resume"),
+        StopSignals() as stop,
+    ):
         assert not stop
         os.kill(os.getpid(), signal.SIGTERM)
-        assert stop and capfd.readouterr().err.strip() == "stopping after this step, which is then saved; a second signal does not wait"
+        assert (
+            stop
+            and capfd.readouterr().err.strip()
+            == "stopping after this step, which is then saved; a second signal does not wait"
+        )
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(1)
     assert error.value.code == 143
@@ -212,7 +254,7 @@ def test_the_end_of_a_loop_that_was_stopped_names_the_signal():
         stop.leave()
     assert error.value.code == 130
     with pytest.raises(SystemExit) as error, one_line_errors(), StopSignals() as stop:
-        stop.leave()                           # the signal came to another process of the run
+        stop.leave()  # the signal came to another process of the run
     assert error.value.code == 143
 
 
@@ -222,7 +264,9 @@ def test_the_end_of_a_loop_that_was_stopped_names_the_signal():
 def test_a_disk_that_is_full_ends_in_one_line_and_the_last_state_stays(world, tmp_path):
     """Files may not grow beyond half of what a state needs: the limit stands for the disk."""
     out = tmp_path / "x"
-    pid = forked(settings(world, out), killed_in(os.replace, files.os, "replace", 6, True))       # with a state or two
+    pid = forked(
+        settings(world, out), killed_in(os.replace, files.os, "replace", 6, True)
+    )  # with a state or two
     assert wait(pid) == -signal.SIGKILL
     step, before = saved_step(out), (out / "state.safetensors").read_bytes()
     assert step > 0
@@ -233,7 +277,11 @@ def test_a_disk_that_is_full_ends_in_one_line_and_the_last_state_stays(world, tm
     assert wait(forked(settings(world, out, resume=True), limit, told=tmp_path / "told")) == 2
     error = (tmp_path / "told.err").read_text().strip()
     assert error.splitlines()[-1].startswith(f"error: {out}/state.safetensors: expected to write it"), error
-    assert "Traceback" not in error and (out / "state.safetensors").read_bytes() == before and not (out / "state.safetensors.tmp").exists()
+    assert (
+        "Traceback" not in error
+        and (out / "state.safetensors").read_bytes() == before
+        and not (out / "state.safetensors.tmp").exists()
+    )
     assert wait(forked(settings(world, out, resume=True))) == 0
     same(out, whole(world, "none")[0])
 
@@ -250,7 +298,9 @@ def test_a_directory_that_cannot_be_written_to_is_refused_in_one_line(world, tmp
         return open(path, mode, *arguments, **keywords)
 
     monkeypatch.setattr(files, "open", denied, raising=False)
-    with pytest.raises(OSError, match="x/provenance.json: expected to write it, got an error: .*Read-only file system"):
+    with pytest.raises(
+        OSError, match="x/provenance.json: expected to write it, got an error: .*Read-only file system"
+    ):
         train.main(settings(world, tmp_path / "x"))
     assert not (tmp_path / "x").exists()
 
@@ -267,16 +317,25 @@ def test_the_output_may_not_be_a_run_that_is_there(world, tmp_path):
 
 
 def half_a_run(world, out):
-    assert wait(forked(settings(world, out), killed_in(os.replace, files.os, "replace", 6, True))) == -signal.SIGKILL
+    assert (
+        wait(forked(settings(world, out), killed_in(os.replace, files.os, "replace", 6, True)))
+        == -signal.SIGKILL
+    )
 
 
 def test_a_run_does_not_go_on_with_other_settings_rows_or_weights(world, tmp_path):
     out = tmp_path / "x"
     half_a_run(world, out)
-    with pytest.raises(ValueError, match=r"cannot resume with other settings: --seed was 0, now 7; --lr was 0.003, now 0.1"):
+    with pytest.raises(
+        ValueError, match=r"cannot resume with other settings: --seed was 0, now 7; --lr was 0.003, now 0.1"
+    ):
         train.main(settings(world, out, resume=True, lr=0.1, seed=7))
-    for path, kind in ((world / "new.jsonl", "data"), (world / "t.toml", "data"), (world / "base/chat_template.jinja", "base"),
-                       (world / "base/model.safetensors", "base")):
+    for path, kind in (
+        (world / "new.jsonl", "data"),
+        (world / "t.toml", "data"),
+        (world / "base/chat_template.jinja", "base"),
+        (world / "base/model.safetensors", "base"),
+    ):
         kept = path.read_bytes()
         path.write_bytes(kept + (b"\n" if kind == "data" else b" " if path.suffix == ".jinja" else b""))
         if path.suffix == ".safetensors":
@@ -284,7 +343,9 @@ def test_a_run_does_not_go_on_with_other_settings_rows_or_weights(world, tmp_pat
             changed[-1] ^= 1
             path.write_bytes(changed)
         try:
-            with pytest.raises(ValueError, match=rf"trained with another {kind}: {path.name} differ by sha256"):
+            with pytest.raises(
+                ValueError, match=rf"trained with another {kind}: {path.name} differ by sha256"
+            ):
                 train.main(settings(world, out, resume=True))
         finally:
             path.write_bytes(kept)

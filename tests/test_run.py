@@ -14,6 +14,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
+from small_world import settings
+from test_interrupt import forked, killed_in, saved_step, wait
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import train
@@ -24,9 +27,6 @@ from minimon.run.children import Children, last_line
 from minimon.run.cli import check_device, check_output, peak_memory_gb
 from minimon.run.directory import RunDirectory, from_anywhere, load_moments
 from minimon.run.lock import locked
-from small_world import settings
-from test_interrupt import forked, killed_in, saved_step, wait
-from conftest import ROOT
 
 PROVENANCE = {"base": {}, "data": {}}
 
@@ -72,7 +72,9 @@ def owner(tmp_path):
 
 def test_a_directory_has_one_owner_which_is_named_and_a_killed_one_leaves_no_lock(owner):
     out, process = owner
-    with pytest.raises(ValueError, match=rf"in use by process {process.pid} on .+ since 2\d\d\d-.*; wait until it has ended"):
+    with pytest.raises(
+        ValueError, match=rf"in use by process {process.pid} on .+ since 2\d\d\d-.*; wait until it has ended"
+    ):
         with locked(out):
             pass
     process.kill()
@@ -100,6 +102,7 @@ def test_a_second_run_in_the_same_directory_is_refused_and_the_first_goes_on(wor
 def test_a_file_system_without_locks_is_no_obstacle(tmp_path, monkeypatch):
     def refuse(*arguments):
         raise OSError(95, "not supported")
+
     monkeypatch.setattr("fcntl.flock", refuse)
     with locked(tmp_path), locked(tmp_path):
         pass
@@ -112,8 +115,12 @@ def test_a_refused_run_leaves_no_directory_behind(world, tmp_path):
     bad = world / "bad.toml"
     bad.write_text((world / "t.toml").read_text().replace("Yes = [1]", "Yes-and-no-and-perhaps = [1]"))
     (world / "bad-m.toml").write_text((world / "m.toml").read_text().replace("t.toml#new", "bad.toml#new"))
-    for changes, message in (({"mixture": str(world / "bad-m.toml")}, "token"), ({"max_tokens": 3}, "--max-tokens"),
-                             ({"model": str(world)}, "tokenizer.json"), ({"device": "mps"}, "--device")):
+    for changes, message in (
+        ({"mixture": str(world / "bad-m.toml")}, "token"),
+        ({"max_tokens": 3}, "--max-tokens"),
+        ({"model": str(world)}, "tokenizer.json"),
+        ({"device": "mps"}, "--device"),
+    ):
         with pytest.raises((ValueError, OSError), match=message):
             train.main(settings(world, tmp_path / "runs/x", **changes))
         assert not (tmp_path / "runs/x").exists()
@@ -122,10 +129,15 @@ def test_a_refused_run_leaves_no_directory_behind(world, tmp_path):
 def test_what_is_there_is_not_replaced_without_overwrite(tmp_path):
     out = tmp_path / "x"
     begun(out)
-    with pytest.raises(ValueError, match="holds a run that is not finished; name another --out, or give --overwrite .*, or --resume"):
+    with pytest.raises(
+        ValueError,
+        match="holds a run that is not finished; name another --out, or give --overwrite .*, or --resume",
+    ):
         RunDirectory(given(out)).__enter__()
     (out / "report.json").write_text("{}")
-    with pytest.raises(ValueError, match="holds a finished run; name another --out, or give --overwrite to replace it$"):
+    with pytest.raises(
+        ValueError, match="holds a finished run; name another --out, or give --overwrite to replace it$"
+    ):
         RunDirectory(given(out)).__enter__()
     begun(out, overwrite=True)
     assert {path.name for path in out.iterdir()} == {"provenance.json", "settings.json"}
@@ -134,7 +146,9 @@ def test_what_is_there_is_not_replaced_without_overwrite(tmp_path):
 @pytest.mark.parametrize("resume", [False, True])
 def test_an_adapter_or_a_report_of_others_is_not_replaced_without_overwrite(tmp_path, resume):
     (tmp_path / "adapter_model.safetensors").write_bytes(b"mine")
-    with pytest.raises(ValueError, match="holds adapter_model.safetensors; name another --out, or give --overwrite"):
+    with pytest.raises(
+        ValueError, match="holds adapter_model.safetensors; name another --out, or give --overwrite"
+    ):
         RunDirectory(given(tmp_path, resume=resume)).__enter__()
     assert [path.name for path in tmp_path.iterdir()] == ["adapter_model.safetensors"]
 
@@ -148,7 +162,9 @@ def test_a_run_that_was_killed_before_its_settings_were_written_begins_with_resu
 @pytest.mark.parametrize("kind", ["file", "directory"])
 def test_one_rule_for_every_output_that_is_there(tmp_path, kind):
     (tmp_path / "x").write_text("mine") if kind == "file" else (tmp_path / "x/y").mkdir(parents=True)
-    with pytest.raises(ValueError, match="--merge-to: .*x is already there; name another, or give --overwrite to replace"):
+    with pytest.raises(
+        ValueError, match="--merge-to: .*x is already there; name another, or give --overwrite to replace"
+    ):
         check_output(tmp_path / "x", False, "--merge-to")
     check_output(tmp_path / "x", True)
     (tmp_path / "empty").mkdir()
@@ -161,17 +177,29 @@ def test_one_rule_for_every_output_that_is_there(tmp_path, kind):
 
 def test_memory_settings_may_change_when_a_run_goes_on(world, tmp_path, capsys):
     out = tmp_path / "x"
-    assert wait(forked(settings(world, out), killed_in(os.replace, directory.write_text.__globals__["os"], "replace", 6, True))) == -9
+    assert (
+        wait(
+            forked(
+                settings(world, out),
+                killed_in(os.replace, directory.write_text.__globals__["os"], "replace", 6, True),
+            )
+        )
+        == -9
+    )
     step = saved_step(out)
     assert step > 0
     assert train.main(settings(world, out, resume=True, gradient_checkpointing=True, batch_tokens=4096)) == 0
     assert f"step {step}" in capsys.readouterr().out
-    assert [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()] == list(range(1, 17))
+    assert [json.loads(line)["step"] for line in (out / "log.jsonl").read_text().splitlines()] == list(
+        range(1, 17)
+    )
 
 
 def test_other_settings_may_not(tmp_path):
     begun(tmp_path, seed=1)
-    with pytest.raises(ValueError, match="cannot resume with other settings: --seed was 1, now 2; --lr was 0.003, now 0.1"):
+    with pytest.raises(
+        ValueError, match="cannot resume with other settings: --seed was 1, now 2; --lr was 0.003, now 0.1"
+    ):
         RunDirectory(given(tmp_path, resume=True, seed=2, lr=0.1)).__enter__()
 
 
@@ -179,8 +207,14 @@ def test_date_and_dtype_are_resolved_once_and_kept(tmp_path):
     """So --device cuda does not turn a base in fp32, the default of a CPU, into one in bf16, the default there."""
     begun(tmp_path, date="2026-01-31")
     assert json.loads((tmp_path / "settings.json").read_text())["dtype"] == "float32"
-    with RunDirectory(given(tmp_path, resume=True, device="cuda", gradient_checkpointing=True, compile=True, batch_tokens=9)) as run:
-        assert (run.status, run.settings["date"], run.settings["dtype"]) == ("started", "2026-01-31", "float32")
+    with RunDirectory(
+        given(tmp_path, resume=True, device="cuda", gradient_checkpointing=True, compile=True, batch_tokens=9)
+    ) as run:
+        assert (run.status, run.settings["date"], run.settings["dtype"]) == (
+            "started",
+            "2026-01-31",
+            "float32",
+        )
     with pytest.raises(ValueError, match="--dtype was 'float32', now 'bfloat16'"):
         RunDirectory(given(tmp_path, resume=True, dtype="bfloat16")).__enter__()
 
@@ -199,15 +233,19 @@ def test_paths_in_settings_hold_from_elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     begun("runs/x", mixture="mine/m.toml", model="some/model", base_scores="s.safetensors")
     saved = json.loads((tmp_path / "runs/x/settings.json").read_text())
-    assert saved["mixture"] == str(tmp_path / "mine/m.toml") and saved["base_scores"] == str(tmp_path / "s.safetensors")
-    assert saved["model"] == "some/model" and saved["out"] == str(tmp_path / "runs/x")             # a hub id
+    assert saved["mixture"] == str(tmp_path / "mine/m.toml") and saved["base_scores"] == str(
+        tmp_path / "s.safetensors"
+    )
+    assert saved["model"] == "some/model" and saved["out"] == str(tmp_path / "runs/x")  # a hub id
     monkeypatch.chdir(tmp_path / "mine")
     with RunDirectory(given("../runs/x", mixture="m.toml", model="some/model", resume=True)) as run:
         assert run.status == "started"
-    for place in (ROOT, tmp_path):                         # what is shipped is found from anywhere, wherever the project moves
+    for place in (ROOT, tmp_path):  # what is shipped is found from anywhere, wherever the project moves
         monkeypatch.chdir(place)
         assert from_anywhere("mixture", "data/mixtures/default.toml") == "data/mixtures/default.toml"
-        assert from_anywhere("mixture", str(ROOT / "data/mixtures/default.toml")) == "data/mixtures/default.toml"
+        assert (
+            from_anywhere("mixture", str(ROOT / "data/mixtures/default.toml")) == "data/mixtures/default.toml"
+        )
 
 
 def test_fused_adamw_finds_its_steps_beside_the_parameters_on_cuda_after_resuming():
@@ -218,13 +256,17 @@ def test_fused_adamw_finds_its_steps_beside_the_parameters_on_cuda_after_resumin
         optimizer = torch.optim.AdamW([parameter], fused=True)
         load_moments(optimizer, {"w": parameter}, saved)
         state = optimizer.state[parameter]
-        assert {value.device.type for value in state.values()} == {"cuda"} and state["step"].dtype == torch.float32
+        assert {value.device.type for value in state.values()} == {"cuda"} and state[
+            "step"
+        ].dtype == torch.float32
         parameter.grad = torch.empty(2, device="cuda")
         optimizer.step()
     parameter = torch.nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.AdamW([parameter], fused=True)
     load_moments(optimizer, {"w": parameter}, saved)
-    assert optimizer.state[parameter]["step"].item() == 3.0 and optimizer.state[parameter]["exp_avg"].tolist() == [1, 1]
+    assert optimizer.state[parameter]["step"].item() == 3.0 and optimizer.state[parameter][
+        "exp_avg"
+    ].tolist() == [1, 1]
 
 
 # ---- devices ---------------------------------------------------------------------------------------------------------
@@ -232,7 +274,9 @@ def test_fused_adamw_finds_its_steps_beside_the_parameters_on_cuda_after_resumin
 
 @pytest.mark.parametrize("device", ["meta", "mps", "xpu", "hpu", "cpu:1", "gpu", "cuda:x", "cuda:", ""])
 def test_devices_that_were_never_tried_are_refused_by_name(device):
-    with pytest.raises(ValueError, match=f"--device: expected cpu, cuda or cuda:N, got '{device}', which is not supported"):
+    with pytest.raises(
+        ValueError, match=f"--device: expected cpu, cuda or cuda:N, got '{device}', which is not supported"
+    ):
         check_device(device)
 
 
@@ -241,7 +285,9 @@ def test_a_cuda_device_must_be_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     check_device("cuda")
     check_device("cuda:1")
-    with pytest.raises(ValueError, match="expected a CUDA device, got 'cuda:2' where PyTorch sees 2; use --device cpu"):
+    with pytest.raises(
+        ValueError, match="expected a CUDA device, got 'cuda:2' where PyTorch sees 2; use --device cpu"
+    ):
         check_device("cuda:2")
 
 
@@ -256,24 +302,32 @@ def test_memory_is_that_of_the_device_that_did_the_work(monkeypatch):
 
 def model_on(kind: str):
     """As far as memory.py looks at a model: Qwen3-0.6B's sizes, in bf16."""
-    config = SimpleNamespace(num_hidden_layers=28, num_key_value_heads=8, num_attention_heads=16, head_dim=128, hidden_size=1024,
-                             intermediate_size=3072)
+    config = SimpleNamespace(
+        num_hidden_layers=28,
+        num_key_value_heads=8,
+        num_attention_heads=16,
+        head_dim=128,
+        hidden_size=1024,
+        intermediate_size=3072,
+    )
     weight = SimpleNamespace(device=torch.device(kind), element_size=lambda: 2)
-    return SimpleNamespace(config=config, lm_head=SimpleNamespace(weight=weight))
+    return SimpleNamespace(
+        config=config, lm_head=SimpleNamespace(weight=weight), gradient_checkpointing=False
+    )
 
 
-def test_a_pass_on_cuda_fits_what_is_free_beside_the_keys_and_values_of_its_prefix(monkeypatch):
+def test_a_pass_on_cuda_fits_what_is_free_and_in_training_what_is_kept_for_the_backward_pass(monkeypatch):
     model = model_on("cuda")
-    assert memory.cache_bytes(model) == 2 * 28 * 8 * 128 * 2
     monkeypatch.setattr(memory, "free_bytes", lambda device: 2**30)
     few = memory.pass_tokens(model)
     assert 1 < few < memory.PASS_TOKENS["cuda"] and few * memory.activation_bytes(model) <= 2**29
-    assert memory.pass_tokens(model, prefix_tokens=4000) < few - 1000
-    assert 1 < memory.decode_tokens(model) * (memory.cache_bytes(model) + memory.activation_bytes(model)) <= 2**29
+    assert memory.pass_tokens(model, training=True) == pytest.approx(few / 28, abs=1)
+    model.gradient_checkpointing = True
+    assert memory.pass_tokens(model, training=True) == few
     monkeypatch.setattr(memory, "free_bytes", lambda device: 2**40)
     assert memory.pass_tokens(model) == memory.PASS_TOKENS["cuda"] and memory.pass_tokens(model, 100) == 100
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**20)
-    assert memory.pass_tokens(model, prefix_tokens=10**6) == 1
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 2)
+    assert memory.pass_tokens(model) == 1
     assert memory.pass_tokens(model_on("cpu")) == memory.PASS_TOKENS["cpu"]
 
 
@@ -324,7 +378,10 @@ def test_slow_steps_on_a_busy_machine_are_explained_once(monkeypatch, busy):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(os, "getloadavg", lambda: (6.0 if busy else 1.0, 0, 0))
     watch = load.LoadWatch()
-    lines = [watch.line(seconds, tokens) for seconds, tokens in ((1.0, 1000), (3.0, 3000), (1.5, 1000), (9.0, 1000), (9.0, 1000))]
+    lines = [
+        watch.line(seconds, tokens)
+        for seconds, tokens in ((1.0, 1000), (3.0, 3000), (1.5, 1000), (9.0, 1000), (9.0, 1000))
+    ]
     assert [line is not None for line in lines] == [False, False, False, busy, False]
     assert not busy or "load 6.0 on 2 cores" in lines[3] and "OMP_NUM_THREADS=1" in lines[3]
 
@@ -360,7 +417,9 @@ def soon(condition) -> bool:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_a_child_ends_with_its_parent_however_that_ends(tmp_path, number):
     log = tmp_path / "log"
-    parent = python(PARENT, CHILD, log, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
+    parent = python(
+        PARENT, CHILD, log, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler)
+    )
     assert soon(lambda: log.exists() and log.read_text().endswith("\n"))
     child = int(log.read_text())
     assert is_running(child)
@@ -372,6 +431,7 @@ def test_a_child_ends_with_its_parent_however_that_ends(tmp_path, number):
 
 def test_a_child_whose_parent_died_before_it_could_ask_does_not_start(tmp_path):
     from minimon.run.children import LAUNCHER
+
     done = subprocess.run([sys.executable, "-c", LAUNCHER, "1", "touch", str(tmp_path / "x")])
     assert done.returncode == 143 and not (tmp_path / "x").exists()
 
@@ -379,12 +439,25 @@ def test_a_child_whose_parent_died_before_it_could_ask_does_not_start(tmp_path):
 def test_a_child_that_fails_is_quoted_and_after_the_end_none_starts(tmp_path):
     log = tmp_path / "log"
     with Children() as children:
-        assert children.run([sys.executable, "-c", "import sys; print('first'); sys.exit('error: no such task')"], log) == 1
+        assert (
+            children.run(
+                [sys.executable, "-c", "import sys; print('first'); sys.exit('error: no such task')"], log
+            )
+            == 1
+        )
         assert last_line(log) == "error: no such task"
-        assert children.run([sys.executable, "-c", "import os; print(os.environ['MINE'])"], log, env={"MINE": "5"}) == 0
+        assert (
+            children.run(
+                [sys.executable, "-c", "import os; print(os.environ['MINE'])"], log, env={"MINE": "5"}
+            )
+            == 0
+        )
         assert last_line(log) == "5"
         assert children.run([sys.executable, "-c", ""], log) == 0 and last_line(log) == "no output"
-    assert children.run([sys.executable, "-c", ""], tmp_path / "late") == -signal.SIGTERM and not (tmp_path / "late").exists()
+    assert (
+        children.run([sys.executable, "-c", ""], tmp_path / "late") == -signal.SIGTERM
+        and not (tmp_path / "late").exists()
+    )
 
 
 # ---- scores of the base ----------------------------------------------------------------------------------------------
@@ -393,7 +466,9 @@ def test_a_child_that_fails_is_quoted_and_after_the_end_none_starts(tmp_path):
 def test_scores_of_the_base_are_kept_by_all_that_they_depend_on(world, tmp_path):
     mixture, path = train.load_mixture(world / "m.toml"), tmp_path / "base.safetensors"
     new = BaseScores(path, {"config.json": "sha256:1"}, ["float32", "cpu"])
-    assert {split: sides for split, sides in new.sides(mixture).items()} == {split: [None] for split in mixture.splits}
+    assert {split: sides for split, sides in new.sides(mixture).items()} == {
+        split: [None] for split in mixture.splits
+    }
     n, z = 4, np.array([[30.5, -30.5], [20.25, -20.25], [0, 0], [-50, 50]], dtype=np.float32)
     shares = {"base": {"label_mass": np.ones(n, dtype=np.float32)}, "adapter": {}}
     texts = np.array([str(i) for i in range(n)], dtype=object)
@@ -402,8 +477,15 @@ def test_scores_of_the_base_are_kept_by_all_that_they_depend_on(world, tmp_path)
     new.save()
     again = BaseScores(path, {"config.json": "sha256:1"}, ["float32", "cpu"]).sides(mixture)
     (side,) = again["new_domain"]
-    assert set(side) == {"log_odds", "label_mass", "empty"} and np.array_equal(side["log_odds"], z) and again["thinking"] == [None]
-    for base, about in (({"config.json": "sha256:2"}, ["float32", "cpu"]), ({"config.json": "sha256:1"}, ["bfloat16", "cpu"])):
+    assert (
+        set(side) == {"log_odds", "label_mass", "empty"}
+        and np.array_equal(side["log_odds"], z)
+        and again["thinking"] == [None]
+    )
+    for base, about in (
+        ({"config.json": "sha256:2"}, ["float32", "cpu"]),
+        ({"config.json": "sha256:1"}, ["bfloat16", "cpu"]),
+    ):
         assert BaseScores(path, base, about).sides(mixture)["new_domain"] == [None]
 
 
