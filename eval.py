@@ -26,12 +26,12 @@ from minimon.run.checks import check_evaluation
 from minimon.run.cli import one_line_errors, parse, progress, setting, shipped
 from minimon.run.lock import locked
 from minimon.run.memory import keep_memory
-from minimon.run.processes import count_rows, dealing, rank, size, start
+from minimon.run.processes import count_rows, dealing, from_first, rank, size, start
 from minimon.run.provenance import provenance
 from minimon.serve.inputs import input_files
 from minimon.serve.monitor import Monitor, adapter_hash, load_run, named_task, run_settings
 from minimon.serve.stream import refuse_existing, score_stream
-from minimon.serve.thresholds import calibrate_run, refuse_calibrated
+from minimon.serve.thresholds import calibrate_run, refuse_calibrated, threshold_line
 from minimon.study.attacks import attacked_rows, attacks, measure_attacks
 from minimon.study.examples import with_examples
 from minimon.tasks import Mixture, load_conversations, load_mixture, schedule_of
@@ -166,13 +166,14 @@ def serve(settings: Settings) -> int:
     files = input_files(settings.score) if settings.score else []
     if settings.calibrate and not settings.overwrite:
         refuse_calibrated(settings.adapter, task)
+    device = start(settings.device)
     if settings.score and settings.out:
-        refuse_existing(Path(settings.out), settings.resume, settings.overwrite)
+        from_first(lambda: refuse_existing(Path(settings.out), settings.resume, settings.overwrite))
     threshold = None if settings.threshold is None else log_odds(settings.threshold)
     monitor = Monitor.load(
         settings.adapter,
         task=task,
-        device=start(settings.device),
+        device=device,
         threshold=0.0 if settings.calibrate else threshold,  # a new one does not depend on an old one
         any_base=settings.any_base,
         sharded=settings.shard,
@@ -184,11 +185,8 @@ def serve(settings: Settings) -> int:
             lines = calibrate_run(monitor, settings.adapter, **options)
         print(lines)
         return 0
-    if monitor.threshold is None and rank() == 0:
-        advice = "pick one with --calibrate or --threshold"
-        sys.stderr.write(
-            f"no threshold for task {task.name!r} beside the adapter: decision is null; {advice}\n"
-        )
+    if rank() == 0:
+        sys.stderr.write(threshold_line(monitor) + "\n")
     score_stream(
         monitor,
         files,

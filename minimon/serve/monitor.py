@@ -161,8 +161,7 @@ def run_settings(directory: str | Path | None, **given) -> RunSettings:
     """The settings of a run, where `given` has a value that one. A directory without settings.json has the
     defaults.
 
-    Raises FileNotFoundError without a directory, TypeError for an unknown name, ValueError for a value that
-    is none."""
+    Raises ValueError without a directory and for a value of another kind, TypeError for an unknown name."""
     names = [field.name for field in fields(RunSettings)]
     if unknown := sorted(set(given) - set(names)):
         raise TypeError(f"expected settings among {', '.join(names)}; got {', '.join(unknown)}")

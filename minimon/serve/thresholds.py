@@ -215,6 +215,16 @@ def calibration_lines(task: Task, entry: dict) -> str:
     return "\n".join(lines)
 
 
+def threshold_line(monitor) -> str:
+    """Where the decisions of a monitor come from."""
+    if monitor.threshold is None:
+        advice = "pick one with --calibrate or --threshold"
+        return f"no threshold for task {monitor.task.name!r} beside the adapter: decision is null; {advice}"
+    entry = monitor.about["calibration"]
+    source = "--threshold" if entry is None else f"{NAME}, for an FPR of {entry['asked_fpr']:g}"
+    return f"decision: log-odds > {monitor.threshold:.6g} ({source})"
+
+
 def refuse_calibrated(directory, task: Task) -> None:
     path = Path(directory) / NAME
     if path.is_file() and task.name in read_json(path):
