@@ -9,9 +9,11 @@ import random
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from minimon.batch import encode_row, row_limit
@@ -23,25 +25,133 @@ DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the logistic regressions, chosen on trai
 SHOTS = 4
 
 
-@dataclass(frozen=True)
-class Setup:
-    """What every baseline is made of."""
+@dataclass
+class ZeroShot:
+    """baseline(task, rows) -> (n,) log-odds of the positive label, None where it does not apply; here by the base."""
 
     model: torch.nn.Module
     tokenizer: object
     mixture: Mixture
     seed: int
 
-    def training_pairs(self) -> list[tuple[Task, Row]]:
+    @cached_property
+    def limit(self):
+        return row_limit(self.model.config, None)
+
+    @cached_property
+    def pairs(self) -> list[tuple[Task, Row]]:
+        """All training rows, in the order of the tasks."""
         return [(task, row) for task in self.mixture.train for row in self.training_rows(task)]
 
     def training_rows(self, task: Task) -> list[Row]:
         return self.mixture.train_rows(task, self.seed)
 
-    def zero_shot(self, task: Task, rows: list[Row]) -> torch.Tensor:
-        """(n,) log-odds of the positive label, as of every baseline."""
-        limit = row_limit(self.model.config, None)
-        return read(self.model, self.tokenizer, task, rows, limit=limit).log_odds[:, 0]
+    def __call__(self, task: Task, rows: list[Row]) -> Tensor | None:
+        return read(self.model, self.tokenizer, task, rows, limit=self.limit).log_odds[:, 0]
+
+
+class FittedThreshold(ZeroShot):
+    """The base's log-odds less those from which its answers on training rows are right most often."""
+
+    @cached_property
+    def threshold(self) -> Tensor:
+        z = torch.cat(
+            [ZeroShot.__call__(self, task, self.training_rows(task)) for task in self.mixture.train]
+        )
+        z, order = z.sort()
+        positive = torch.tensor([row.label == 0 for _, row in self.pairs])[order]
+        gained = torch.where(positive, -1, 1).cumsum(dim=0)  # right answers, as one row more falls below
+        best = int(torch.cat([torch.zeros(1), gained]).argmax())
+        edges = torch.cat([z[:1] - 1, z, z[-1:] + 1])
+        return (edges[best] + edges[best + 1]) / 2
+
+    def __call__(self, task: Task, rows: list[Row]) -> Tensor | None:
+        return super().__call__(task, rows) - self.threshold
+
+
+class FewShot(ZeroShot):
+    """The task's prompt, then SHOTS labelled rows as earlier turns."""
+
+    def __call__(self, task: Task, rows: list[Row]) -> Tensor | None:
+        same = [other for other in self.mixture.train if other.criterion == task.criterion]
+        same = [other for other in same if other.domain != task.domain] or same
+        if not same or task.prompt_position == "after":
+            return None
+        rng, names, shots = random.Random(f"shots-{self.seed}-{task.name}"), list(task.labels), []
+        pool = self.training_rows(rng.choice(same))
+        for label in range(len(names)):
+            shots += rng.sample([row for row in pool if row.label == label], SHOTS // len(names))
+        rng.shuffle(shots)
+        turns = [{"role": "system", "content": task.prompt}]
+        for row in shots:
+            turns.append({"role": "user", "content": row.text})
+            turns.append({"role": "assistant", "content": names[row.label]})
+        chats = [self.tokenizer.chat([*turns, {"role": "user", "content": row.text}]) for row in rows]
+        return read_ids(self.model, chats, self.tokenizer.label_ids(names)).log_odds[:, 0]
+
+
+class BagOfWords(ZeroShot):
+    """A classifier for each criterion, of all training tasks with it; one of all training tasks for other criteria."""
+
+    @cached_property
+    def columns(self) -> dict[str, int]:
+        counts = Counter(word for _, row in self.pairs for word in set(words(row)))
+        return {word: i for i, word in enumerate(sorted(word for word in counts if counts[word] > 1))}
+
+    @cached_property
+    def fits(self) -> dict[str, Tensor]:
+        """Criterion -> weights, as they are asked for."""
+        return {}
+
+    def features(self, rows: list[Row]) -> Tensor:
+        """(n, F) counts"""
+        X = torch.zeros(len(rows), len(self.columns))
+        for i, row in enumerate(rows):
+            for word in words(row):
+                if word in self.columns:
+                    X[i, self.columns[word]] += 1
+        return X
+
+    def __call__(self, task: Task, rows: list[Row]) -> Tensor | None:
+        same = [pair for pair in self.pairs if pair[0].criterion == task.criterion]
+        key = task.criterion if same else ""
+        if key not in self.fits:
+            pairs = same or self.pairs
+            self.fits[key] = logistic(self.features([row for _, row in pairs]), pairs)
+        return log_odds(self.fits[key], self.features(rows))
+
+
+class LinearProbe(ZeroShot):
+    """On the base's hidden state at the answer position, over all training tasks: it says of the prompt as well."""
+
+    @torch.inference_mode()
+    def hidden(self, task: Task, rows: list[Row]) -> Tensor:
+        """(n, C)"""
+        ids = [encode_row(self.tokenizer, task, row.text, limit=self.limit).ids for row in rows]
+        states = torch.empty(len(ids), self.model.config.hidden_size)
+        for batch, hidden in at_answers(self.model, ids, Tensor.float):
+            states[batch] = hidden.cpu()
+        return states
+
+    @cached_property
+    def fitted(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and standard deviation of the states (C,), and weights."""
+        X = torch.cat([self.hidden(task, self.training_rows(task)) for task in self.mixture.train])
+        mean, std = X.mean(dim=0), X.std(dim=0) + 1e-6
+        return mean, std, logistic((X - mean) / std, self.pairs)
+
+    def __call__(self, task: Task, rows: list[Row]) -> Tensor | None:
+        mean, std, w = self.fitted
+        return log_odds(w, (self.hidden(task, rows) - mean) / std)
+
+
+BASELINES = {
+    "zero-shot": ZeroShot,
+    "fitted threshold": FittedThreshold,
+    "few-shot": FewShot,
+    "bag of words": BagOfWords,
+    "linear probe": LinearProbe,
+}
 
 
 def baselines(
@@ -50,23 +160,16 @@ def baselines(
     """name -> split -> group -> Scores of the tasks with two labels to which it applies, where an answer is read at once.
 
     In each Scores `base` is the untrained model and `adapter` the baseline, so that its uplift is the baseline's."""
-    setup = Setup(model, tokenizer, mixture, seed)
-    methods = {
-        "zero-shot": setup.zero_shot,
-        "fitted threshold": FittedThreshold(setup),
-        "few-shot": FewShot(setup),
-        "bag of words": BagOfWords(setup),
-        "linear probe": LinearProbe(setup),
-    }
+    methods = {name: kind(model, tokenizer, mixture, seed) for name, kind in BASELINES.items()}
     found = {name: {} for name in methods}
     for split in ("trained", "new_domain", "new_prompt"):
         for group, tasks in mixture.splits.get(split, {}).items():
-            for task in tasks:
+            for task in [task for task in tasks if len(task.labels) == 2]:
                 rows = mixture.test_rows(task, split)
                 labels = np.array([row.label for row in rows], dtype=int)
                 texts = np.array([row.text for row in rows], dtype=object)
-                base = setup.zero_shot(task, rows)
-                for name, method in methods.items() if len(task.labels) == 2 else ():
+                base = methods["zero-shot"](task, rows)
+                for name, method in methods.items():
                     z = method(task, rows)
                     if z is not None:
                         sides = [torch.stack([side, -side], dim=1).numpy() for side in (base, z)]
@@ -77,57 +180,14 @@ def baselines(
     return found
 
 
-# ---- the base, asked otherwise -----------------------------------------------------------------------------
+def words(row: Row) -> list[str]:
+    return re.findall(r"\w+", row.text.lower())
 
 
-class FittedThreshold:
-    """The base's log-odds less those from which its answers on training rows are right most often."""
-
-    def __init__(self, setup: Setup):
-        self.setup = setup
-        z = torch.cat([setup.zero_shot(task, setup.training_rows(task)) for task in setup.mixture.train])
-        positive = torch.tensor([row.label == 0 for _, row in setup.training_pairs()])
-        z, order = z.sort()
-        gained = torch.where(positive[order], -1, 1).cumsum(
-            dim=0
-        )  # right answers, as one row more falls below
-        best = int(torch.cat([torch.zeros(1), gained]).argmax())
-        edges = torch.cat([z[:1] - 1, z, z[-1:] + 1])
-        self.threshold = (edges[best] + edges[best + 1]) / 2
-
-    def __call__(self, task: Task, rows: list[Row]) -> torch.Tensor:
-        return self.setup.zero_shot(task, rows) - self.threshold
+# ---- logistic regression -----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class FewShot:
-    """The task's prompt, then SHOTS labelled rows as earlier turns."""
-
-    setup: Setup
-
-    def __call__(self, task: Task, rows: list[Row]) -> torch.Tensor | None:
-        setup, names, shots = self.setup, list(task.labels), []
-        same = [other for other in setup.mixture.train if other.criterion == task.criterion]
-        same = [other for other in same if other.domain != task.domain] or same
-        if not same or task.prompt_position == "after":
-            return None
-        rng = random.Random(f"shots-{setup.seed}-{task.name}")
-        pool = setup.training_rows(rng.choice(same))
-        for label in range(len(names)):
-            shots += rng.sample([row for row in pool if row.label == label], SHOTS // len(names))
-        rng.shuffle(shots)
-        turns = [{"role": "system", "content": task.prompt}]
-        for row in shots:
-            turns.append({"role": "user", "content": row.text})
-            turns.append({"role": "assistant", "content": names[row.label]})
-        prompts = [setup.tokenizer.chat([*turns, {"role": "user", "content": row.text}]) for row in rows]
-        return read_ids(setup.model, prompts, setup.tokenizer.label_ids(names)).log_odds[:, 0]
-
-
-# ---- logistic regressions ----------------------------------------------------------------------------------
-
-
-def logistic(X: torch.Tensor, pairs: list[tuple[Task, Row]]) -> torch.Tensor:
+def logistic(X: Tensor, pairs: list[tuple[Task, Row]]) -> Tensor:
     """X (n, F) of the pairs -> weights (F + 1,) for log-odds of the positive label.
 
     Of DECAYS the one that does best on domains left out, then all are fitted."""
@@ -141,7 +201,7 @@ def logistic(X: torch.Tensor, pairs: list[tuple[Task, Row]]) -> torch.Tensor:
     return fit(X, y, decay)
 
 
-def fit(X: torch.Tensor, y: torch.Tensor, decay: float) -> torch.Tensor:
+def fit(X: Tensor, y: Tensor, decay: float) -> Tensor:
     w = torch.zeros(X.shape[1] + 1, requires_grad=True)
     optimizer = torch.optim.LBFGS([w], max_iter=100, line_search_fn="strong_wolfe")
 
@@ -155,62 +215,9 @@ def fit(X: torch.Tensor, y: torch.Tensor, decay: float) -> torch.Tensor:
     return w.detach()
 
 
-def loss(w: torch.Tensor, X: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def loss(w: Tensor, X: Tensor, y: Tensor) -> Tensor:
     return binary_cross_entropy_with_logits(log_odds(w, X), y)
 
 
-def log_odds(w: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
+def log_odds(w: Tensor, X: Tensor) -> Tensor:
     return X @ w[:-1] + w[-1]
-
-
-class BagOfWords:
-    """A classifier for each criterion, of all training tasks with it; one of all training tasks for other criteria."""
-
-    def __init__(self, setup: Setup):
-        self.pairs, self.fits = setup.training_pairs(), {}
-        counts = Counter(word for _, row in self.pairs for word in set(words(row)))
-        self.columns = {word: i for i, word in enumerate(sorted(word for word in counts if counts[word] > 1))}
-
-    def features(self, rows: list[Row]) -> torch.Tensor:
-        """(n, F) counts"""
-        X = torch.zeros(len(rows), len(self.columns))
-        for i, row in enumerate(rows):
-            for word in words(row):
-                if word in self.columns:
-                    X[i, self.columns[word]] += 1
-        return X
-
-    def __call__(self, task: Task, rows: list[Row]) -> torch.Tensor:
-        same = [(other, row) for other, row in self.pairs if other.criterion == task.criterion]
-        key = task.criterion if same else ""
-        if key not in self.fits:
-            pairs = same or self.pairs
-            self.fits[key] = logistic(self.features([row for _, row in pairs]), pairs)
-        return log_odds(self.fits[key], self.features(rows))
-
-
-def words(row: Row) -> list[str]:
-    return re.findall(r"\w+", row.text.lower())
-
-
-class LinearProbe:
-    """On the base's hidden state at the answer position, over all training tasks: it says of the prompt as well."""
-
-    def __init__(self, setup: Setup):
-        self.setup = setup
-        X = torch.cat([self.hidden(task, setup.training_rows(task)) for task in setup.mixture.train])
-        self.mean, self.std = X.mean(dim=0), X.std(dim=0) + 1e-6
-        self.w = logistic((X - self.mean) / self.std, setup.training_pairs())
-
-    @torch.inference_mode()
-    def hidden(self, task: Task, rows: list[Row]) -> torch.Tensor:
-        """(n, C)"""
-        model, limit = self.setup.model, row_limit(self.setup.model.config, None)
-        ids = [encode_row(self.setup.tokenizer, task, row.text, limit=limit).ids for row in rows]
-        states = torch.empty(len(ids), model.config.hidden_size)
-        for batch, hidden in at_answers(model, ids, torch.Tensor.float):
-            states[batch] = hidden.cpu()
-        return states
-
-    def __call__(self, task: Task, rows: list[Row]) -> torch.Tensor:
-        return log_odds(self.w, (self.hidden(task, rows) - self.mean) / self.std)

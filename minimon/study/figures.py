@@ -77,7 +77,7 @@ def of_curve(points: list[dict]) -> Series:
     series = {}
     for point in points:
         for place, entry in point.items():
-            if place != "x":
+            if place == "new_prompt" or place.startswith("new_domain"):
                 series.setdefault(place, {})[str(point["x"])] = entry
     return series
 
