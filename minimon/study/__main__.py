@@ -78,7 +78,9 @@ def main(settings: Settings) -> int:
         print(f"\nstopped; the same command goes on in {out}")
         return 128 + (error.args[0] if error.args else signal.SIGINT)
     if "baselines" in preset.parts and not (out / "baselines.json").exists():
-        write_json(out / "baselines.json", measure_baselines(model, tokenizer, mixture))
+        torch.set_num_threads(os.cpu_count() or 1)
+        few = replace(mixture, cap=preset.label_cap or mixture.cap)
+        write_json(out / "baselines.json", measure_baselines(model, tokenizer, few))
     study.write()
     return study.report()
 

@@ -8,7 +8,7 @@ the training tasks.
 import random
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from minimon.batch import encode_row, row_limit
-from minimon.evaluate import at_answers, read, read_ids
+from minimon.evaluate import at_answers, read_answers, read_ids
 from minimon.metrics import Scores
 from minimon.tasks import Mixture, Row, Task
 
@@ -33,10 +33,7 @@ class ZeroShot:
     tokenizer: object
     mixture: Mixture
     seed: int
-
-    @cached_property
-    def limit(self):
-        return row_limit(self.model.config, None)
+    asked: dict = field(default_factory=dict)  # what the base said to which rows; baselines may share it
 
     @cached_property
     def pairs(self) -> list[tuple[Task, Row]]:
@@ -46,8 +43,28 @@ class ZeroShot:
     def training_rows(self, task: Task) -> list[Row]:
         return self.mixture.train_rows(task, self.seed)
 
+    def ask(self, task: Task, rows: list[Row]) -> tuple[Tensor, Tensor]:
+        """The base's log-odds of the positive label (n,) and its states (n, C) at the answer position."""
+        key = (task.where, task.name, *(row.where for row in rows))
+        if key not in self.asked:
+            self.asked[key] = self.read(task, [row.text for row in rows])
+        return self.asked[key]
+
+    @torch.inference_mode()
+    def read(self, task: Task, texts: list[str]) -> tuple[Tensor, Tensor]:
+        limit, labels = row_limit(self.model.config, None), self.tokenizer.label_ids(list(task.labels))
+        ids = [encode_row(self.tokenizer, task, text, limit=limit).ids for text in texts]
+        z, states = torch.empty(len(ids)), torch.empty(len(ids), self.model.config.hidden_size)
+
+        def use(hidden: Tensor) -> tuple[Tensor, Tensor]:
+            return read_answers(hidden, self.model, labels)[0][:, 0], hidden.float()
+
+        for batch, (of_batch, hidden) in at_answers(self.model, ids, use):
+            z[batch], states[batch] = of_batch.cpu(), hidden.cpu()
+        return z, states
+
     def __call__(self, task: Task, rows: list[Row]) -> Tensor | None:
-        return read(self.model, self.tokenizer, task, rows, limit=self.limit).log_odds[:, 0]
+        return self.ask(task, rows)[0]
 
 
 class FittedThreshold(ZeroShot):
@@ -66,7 +83,7 @@ class FittedThreshold(ZeroShot):
         return (edges[best] + edges[best + 1]) / 2
 
     def __call__(self, task: Task, rows: list[Row]) -> Tensor | None:
-        return super().__call__(task, rows) - self.threshold
+        return self.ask(task, rows)[0] - self.threshold
 
 
 class FewShot(ZeroShot):
@@ -124,25 +141,16 @@ class BagOfWords(ZeroShot):
 class LinearProbe(ZeroShot):
     """On the base's hidden state at the answer position, over all training tasks: it says of the prompt as well."""
 
-    @torch.inference_mode()
-    def hidden(self, task: Task, rows: list[Row]) -> Tensor:
-        """(n, C)"""
-        ids = [encode_row(self.tokenizer, task, row.text, limit=self.limit).ids for row in rows]
-        states = torch.empty(len(ids), self.model.config.hidden_size)
-        for batch, hidden in at_answers(self.model, ids, Tensor.float):
-            states[batch] = hidden.cpu()
-        return states
-
     @cached_property
     def fitted(self) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and standard deviation of the states (C,), and weights."""
-        X = torch.cat([self.hidden(task, self.training_rows(task)) for task in self.mixture.train])
+        X = torch.cat([self.ask(task, self.training_rows(task))[1] for task in self.mixture.train])
         mean, std = X.mean(dim=0), X.std(dim=0) + 1e-6
         return mean, std, logistic((X - mean) / std, self.pairs)
 
     def __call__(self, task: Task, rows: list[Row]) -> Tensor | None:
         mean, std, w = self.fitted
-        return log_odds(w, (self.hidden(task, rows) - mean) / std)
+        return log_odds(w, (self.ask(task, rows)[1] - mean) / std)
 
 
 BASELINES = {
@@ -160,7 +168,8 @@ def baselines(
     """name -> split -> group -> Scores of the tasks with two labels to which it applies, where an answer is read at once.
 
     In each Scores `base` is the untrained model and `adapter` the baseline, so that its uplift is the baseline's."""
-    methods = {name: kind(model, tokenizer, mixture, seed) for name, kind in BASELINES.items()}
+    asked = {}
+    methods = {name: kind(model, tokenizer, mixture, seed, asked) for name, kind in BASELINES.items()}
     found = {name: {} for name in methods}
     for split in ("trained", "new_domain", "new_prompt"):
         for group, tasks in mixture.splits.get(split, {}).items():
