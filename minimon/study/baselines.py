@@ -90,7 +90,7 @@ class FewShot(ZeroShot):
     """The task's prompt, then SHOTS labelled rows as earlier turns."""
 
     def __call__(self, task: Task, rows: list[Row]) -> Tensor | None:
-        same = [other for other in self.mixture.train if other.criterion == task.criterion]
+        same = [other for other in self.mixture.train if criterion(other) == criterion(task)]
         same = [other for other in same if other.domain != task.domain] or same
         if not same or task.prompt_position == "after":
             return None
@@ -116,7 +116,7 @@ class BagOfWords(ZeroShot):
         return {word: i for i, word in enumerate(sorted(word for word in counts if counts[word] > 1))}
 
     @cached_property
-    def fits(self) -> dict[str, Tensor]:
+    def fits(self) -> dict[tuple | str, Tensor]:
         """Criterion -> weights, as they are asked for."""
         return {}
 
@@ -130,8 +130,8 @@ class BagOfWords(ZeroShot):
         return X
 
     def __call__(self, task: Task, rows: list[Row]) -> Tensor | None:
-        same = [pair for pair in self.pairs if pair[0].criterion == task.criterion]
-        key = task.criterion if same else ""
+        same = [pair for pair in self.pairs if criterion(pair[0]) == criterion(task)]
+        key = criterion(task) if same else ""
         if key not in self.fits:
             pairs = same or self.pairs
             self.fits[key] = logistic(self.features([row for _, row in pairs]), pairs)
@@ -187,6 +187,11 @@ def baselines(
                         )
                         found[name].setdefault(split, {}).setdefault(group, []).append(scores)
     return found
+
+
+def criterion(task: Task) -> tuple:
+    """What a task asks for, whatever its words: a reversed question asks for other values of the label."""
+    return task.criterion, *map(str, task.labels.values())
 
 
 def words(row: Row) -> list[str]:
