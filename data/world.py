@@ -145,7 +145,7 @@ def write_rows(world, directory, seed):
 
 
 def task_toml(name, domain, prompt, key, words=("Yes", "No"), values=(1, 0), position="before"):
-    return (f'[[task]]\nname = "{name}"\ndomain = "{domain}"\nprompt = {json.dumps(prompt, ensure_ascii=False)}\n'
+    return (f'[[task]]\nname = "{name}"\ndomain = "{domain}"\ncriterion = "{key}"\nprompt = {json.dumps(prompt, ensure_ascii=False)}\n'
             + ('prompt_position = "after"\n' if position == "after" else "") +
             f'rows = "../rows/{domain}.jsonl"\ntext = "text"\nlabel = "labels.{key}"\n'
             f'labels = {{ {words[0]} = [{values[0]}], {words[1]} = [{values[1]}] }}\nskip = ["unclear", "unasked"]\ndefault = "unasked"\nsplit = "split"\n')

@@ -10,7 +10,7 @@ import torch
 
 from minimon.checkpoint import load_model
 from minimon.metrics import auroc
-from minimon.study.baselines import BagOfWords, FittedThreshold, Setup, baselines, logistic
+from minimon.study.baselines import BASELINES, BagOfWords, FittedThreshold, ZeroShot, baselines, logistic
 from minimon.tasks import Row, load_mixture
 from minimon.tokenizer import load_tokenizer
 
@@ -55,22 +55,24 @@ def mixture(tmp_path):
 
 
 @pytest.fixture
-def setup(mixture):
-    return Setup(load_model(ROOT / "data/base"), load_tokenizer(ROOT / "data/base"), mixture, 0)
+def given(mixture):
+    """What every baseline is made of."""
+    return load_model(ROOT / "data/base"), load_tokenizer(ROOT / "data/base"), mixture, 0
 
 
-def test_a_bag_of_words_learns_the_word_that_domains_share(setup):
-    words, groups = BagOfWords(setup), setup.mixture.splits["new_domain"]
+def test_a_bag_of_words_learns_the_word_that_domains_share(given):
+    words = BagOfWords(*given)
+    groups = words.mixture.splits["new_domain"]
     for group, low, high in (("known", 1.0, 1.0), ("unknown", 0.25, 0.75)):
         (task,) = groups[group]
-        rows = setup.mixture.test_rows(task)
+        rows = words.mixture.test_rows(task)
         z = words(task, rows).numpy()
         assert low <= auroc(z, np.array([row.label == 0 for row in rows])) <= high
 
 
-def test_every_baseline_scores_what_it_can_beside_the_base(setup):
-    found = baselines(setup.model, setup.tokenizer, setup.mixture)
-    assert set(found) == {"zero-shot", "fitted threshold", "few-shot", "bag of words", "linear probe"}
+def test_every_baseline_scores_what_it_can_beside_the_base(given):
+    found = baselines(*given)
+    assert set(found) == set(BASELINES) and len(found) == 5
     assert set(found["few-shot"]["new_domain"]) == {"known"}  # no training task has the other criterion
     assert set(found["linear probe"]["new_domain"]) == {"known", "unknown"}
     base = found["zero-shot"]["new_domain"]["known"][0].base
@@ -84,11 +86,10 @@ def test_every_baseline_scores_what_it_can_beside_the_base(setup):
     assert np.ptp(shifted.adapter[:, 0] - base[:, 0]) < 1e-5  # a shift of log-odds, to fp32's rounding
 
 
-def test_the_fitted_threshold_is_right_as_often_as_any(setup):
-    threshold = FittedThreshold(setup).threshold.item()
-    tasks = setup.mixture.train
-    z = torch.cat([setup.zero_shot(task, setup.training_rows(task)) for task in tasks]).numpy()
-    positive = np.array([row.label == 0 for _, row in setup.training_pairs()])
+def test_the_fitted_threshold_is_right_as_often_as_any(given):
+    threshold, base = FittedThreshold(*given).threshold.item(), ZeroShot(*given)
+    z = torch.cat([base(task, base.training_rows(task)) for task in base.mixture.train]).numpy()
+    positive = np.array([row.label == 0 for _, row in base.pairs])
     ordered = np.sort(z)
     candidates = [ordered[0] - 1, ordered[-1] + 1, *(ordered[1:] + ordered[:-1]) / 2]
     best = max(((z > candidate) == positive).sum() for candidate in candidates)

@@ -16,7 +16,7 @@ from minimon.metrics import DRAWS, Scores, intervals
 from minimon.report.scores import text_hash
 from minimon.run.cli import parse
 from minimon.study import __main__ as study
-from minimon.study.budget import fit_in
+from minimon.study.budget import Speed, fit_in, tokens_of
 from minimon.study.cells import PRESETS, REGIMES, Cell, plan
 from minimon.study.figures import write_figures
 from minimon.study.findings import (
@@ -180,20 +180,23 @@ def test_the_presets_differ_in_size_alone():
     assert set(real.parts) <= set(world.parts)
 
 
-def test_a_budget_leaves_out_the_last_cells():
-    class Estimate:
-        def speeds(self, task):
-            return {"trained": 1.0, "read": 10.0}
-
-        def tokens(self, cell):
-            return {"trained": 1800.0, "read": 18000.0}  # an hour in all
-
-    mixture = load_mixture(ROOT / "data/mixtures/default.toml")
-    cells = [replace(cell(name), mixture=mixture) for name in "abc"]
-    kept, arithmetic = fit_in(cells, Estimate(), 1, None)
-    assert kept == cells and "Plan: 3.0 hours for 3 cells" in arithmetic and "leaves out" not in arithmetic
-    kept, arithmetic = fit_in(cells, Estimate(), 2, 1.0)
-    assert kept == cells[:2] and "Plan: 1.5 hours" in arithmetic and "leaves out c-seed0." in arithmetic
+def test_a_budget_leaves_out_the_last_cells(world):
+    mixture = load_mixture(world / "talking.toml")
+    cells = [
+        replace(cell(name), mixture=mixture, flags="--steps 10 --batch-size 6 --steps 20") for name in "abc"
+    ]
+    speed = Speed(1.0, {"trained": 1.0, "read": 1e9, "written": 1e9})  # a token is a character
+    tokens = tokens_of(cells[0], speed)
+    lengths = [len(task.prompt) + len(task.rows[0].text) for task in mixture.train]
+    assert tokens["trained"] == pytest.approx(20 * 6 * np.mean(lengths))  # the last of a flag counts
+    assert tokens["written"] == 4 * 4  # the thinking split's rows and tokens
+    labelled = replace(cells[0], flags="--labels self")
+    assert tokens_of(labelled, speed)["written"] == 4 * 4 + 24 * 4
+    hours = tokens["trained"] / 3600
+    kept, arithmetic = fit_in(cells, speed, 1, None)
+    assert kept == cells and "for 3 cells, 1 at a time" in arithmetic and "leaves out" not in arithmetic
+    kept, arithmetic = fit_in(cells, speed, 2, 1.01 * hours)  # two at a time
+    assert kept == cells[:2] and "leaves out c-seed0." in arithmetic
 
 
 def of(world, out, **changes):

@@ -27,7 +27,7 @@ from minimon.files import read_json, write_json, write_text
 from minimon.report.scores import read_scores
 from minimon.run.children import Children, last_line
 from minimon.run.cli import ROOT, one_line_errors, parse, setting, shipped
-from minimon.study.budget import Estimate, fit_in
+from minimon.study.budget import fit_in, measure_speed
 from minimon.study.cells import PRESETS, Cell, Preset, plan
 from minimon.study.figures import write_figures
 from minimon.study.findings import Run
@@ -67,7 +67,8 @@ def main(settings: Settings) -> int:
     threads = max(1, (os.cpu_count() or 1) // preset.jobs)
     torch.set_num_threads(threads)
     model, tokenizer = load_model(shipped(preset.model)), load_tokenizer(shipped(preset.model))
-    study.cells, arithmetic = fit_in(study.cells, Estimate(model, tokenizer), preset.jobs, settings.budget)
+    speed = measure_speed(model, tokenizer, mixture.train[0])
+    study.cells, arithmetic = fit_in(study.cells, speed, preset.jobs, settings.budget)
     write_text(out / "plan.md", arithmetic)
     print(arithmetic)
     try:
@@ -77,7 +78,9 @@ def main(settings: Settings) -> int:
         print(f"\nstopped; the same command goes on in {out}")
         return 128 + (error.args[0] if error.args else signal.SIGINT)
     if "baselines" in preset.parts and not (out / "baselines.json").exists():
-        write_json(out / "baselines.json", measure_baselines(model, tokenizer, mixture))
+        torch.set_num_threads(os.cpu_count() or 1)
+        few = replace(mixture, cap=preset.label_cap or mixture.cap)
+        write_json(out / "baselines.json", measure_baselines(model, tokenizer, few))
     study.write()
     return study.report()
 

@@ -101,7 +101,7 @@ def attack_rows(attacked: dict[str, list[Scores]]) -> list[dict]:
 
 def effect_of(plain: list[Scores], attacked: list[Scores], which: str) -> dict:
     shifts, areas, hidden = [], [], []
-    for before, after in zip(plain, attacked, strict=True):
+    for before, after in zip(plain, attacked):
         z = after.of(which)[:, 0]
         shifts += list(after.P(which)[:, 0] - before.P(which)[:, 0])
         areas.append(auroc(z, after.positives))

@@ -1,9 +1,10 @@
-"""What a study costs, before it starts: the tokens of each cell, and the hours they take at the speed measured here."""
+"""What a study costs, before it starts: the tokens of each cell, and the hours they take at the speed of this machine."""
 
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
+from statistics import fmean
 
 from minimon.batch import encode_row
 from minimon.evaluate import read
@@ -14,72 +15,73 @@ from minimon.study.self_labels import thought_tokens, unlabelled_rows
 from minimon.tasks import Task
 
 DEFAULTS = {"--steps": 400, "--batch-size": 24, "--instruct-steps": 200}  # train.py's
-TRAINED = (
-    3  # passes that a trained token costs: one forward, and about two backward, since the base is frozen
-)
-SAMPLE = 6  # rows of a task whose tokens are counted; as many are read, and written to, for the speed
+TRAINED = 3  # passes that a trained token costs: one forward, about two backward, since the base is frozen
+SAMPLE = 24  # rows of a task that are looked at
+WRITTEN = 16  # tokens to each of them
 
 
-@dataclass
-class Estimate:
-    """Tokens and hours of cells; the base's scores are shared by all, so only the adapter's are counted."""
+@dataclass(frozen=True)
+class Speed:
+    """Of a base on this machine."""
 
-    model: object
-    tokenizer: object
-    lengths: dict = field(default_factory=dict)
+    tokens_per_character: float
+    per_second: dict[str, float]  # tokens "trained", "read", "written"
 
     def length(self, task: Task) -> float:
-        """Mean tokens of a row with its prompt."""
-        key = (task.where, task.name)
-        if key not in self.lengths:
-            lengths = [len(encode_row(self.tokenizer, task, row.text).ids) for row in task.rows[:SAMPLE]]
-            self.lengths[key] = sum(lengths) / len(lengths)
-        return self.lengths[key]
+        """Tokens of a row with its prompt, about."""
+        return self.tokens_per_character * fmean(len(task.prompt + row.text) for row in task.rows[:SAMPLE])
 
-    def tokens(self, cell: Cell) -> dict[str, float]:
-        """{"trained", "read", "written"}"""
-        mixture, settings = (
-            cell.mixture,
-            DEFAULTS | dict(pairwise(cell.flags.split())),
-        )  # the last of a flag counts
-        steps = int(settings["--steps"]) + int(settings["--instruct-steps"]) * (cell.label == "after")
-        trained = sum(map(self.length, mixture.train)) / len(mixture.train)
-        found = {"trained": steps * int(settings["--batch-size"]) * trained, "read": 0.0, "written": 0.0}
-        for split, groups in mixture.splits.items():
-            for task in (task for tasks in groups.values() for task in tasks):
+
+def measure_speed(model, tokenizer, task: Task) -> Speed:
+    rows = task.rows[:SAMPLE]
+    ids = [encode_row(tokenizer, task, row.text).ids for row in rows]
+    tokens = sum(map(len, ids))
+    read(model, tokenizer, task, rows)  # the first pass is slower than those after it
+    started = time.time()
+    read(model, tokenizer, task, rows)
+    reading = tokens / (time.time() - started)
+    started = time.time()
+    generate(model, ids, max_new_tokens=WRITTEN, stop_ids=set())
+    writing = WRITTEN * len(rows) / (time.time() - started)
+    per_second = {"trained": reading / TRAINED, "read": reading, "written": writing}
+    return Speed(tokens / sum(len(task.prompt + row.text) for row in rows), per_second)
+
+
+def tokens_of(cell: Cell, speed: Speed) -> dict[str, float]:
+    """{"trained", "read", "written"}: of the adapter alone, since all cells share the base's scores."""
+    mixture, flags = cell.mixture, DEFAULTS | dict(pairwise(cell.flags.split()))  # the last of a flag counts
+    steps = int(flags["--steps"]) + int(flags["--instruct-steps"]) * (cell.label == "after")
+    trained = steps * int(flags["--batch-size"]) * fmean(map(speed.length, mixture.train))
+    found = {"trained": trained, "read": 0.0, "written": 0.0}
+    for split, groups in mixture.splits.items():
+        for tasks in groups.values():
+            for task in tasks:
                 rows = len(mixture.test_rows(task, split))
-                found["read"] += rows * self.length(task)
+                found["read"] += rows * speed.length(task)
                 found["written"] += rows * (mixture.options[split].max_new_tokens or 0)
-        labels = settings.get("--labels")
-        for task in mixture.train if labels else ():
-            rows = len(unlabelled_rows(mixture, cell.seed)[task.name])
-            found["read"] += rows * self.length(task)
-            found["written"] += rows * thought_tokens(mixture) * (labels == "self")
-        return found
-
-    def speeds(self, task: Task) -> dict[str, float]:
-        """Tokens a second, in the same form."""
-        rows, started = task.rows[:SAMPLE], time.time()
-        read(self.model, self.tokenizer, task, rows)
-        reading = len(rows) * self.length(task) / (time.time() - started)
-        prompts, started = [encode_row(self.tokenizer, task, row.text).ids for row in rows], time.time()
-        generate(self.model, prompts, max_new_tokens=16, stop_ids=set())
-        writing = len(rows) * 16 / (time.time() - started)
-        return {"trained": reading / TRAINED, "read": reading, "written": writing}
+    for task in mixture.train if "--labels" in flags else ():
+        rows = len(unlabelled_rows(mixture, cell.seed)[task.name])
+        found["read"] += rows * speed.length(task)
+        found["written"] += rows * thought_tokens(mixture) * (flags["--labels"] == "self")
+    return found
 
 
-def fit_in(cells: list[Cell], estimate: Estimate, jobs: int, budget: float | None) -> tuple[list[Cell], str]:
+def fit_in(cells: list[Cell], speed: Speed, jobs: int, budget: float | None) -> tuple[list[Cell], str]:
     """The first cells that fit into `budget` hours, all without one; and the arithmetic, a table in markdown."""
-    speeds, kept, spent, by_kind = estimate.speeds(cells[0].mixture.train[0]), [], 0.0, {}
+    kept, spent, by_kind = [], 0.0, {}
     for cell in cells:
-        tokens = estimate.tokens(cell)
-        hours = sum(tokens[kind] / speeds[kind] for kind in tokens) / 3600 / jobs
+        tokens = tokens_of(cell, speed)
+        hours = sum(tokens[kind] / speed.per_second[kind] for kind in tokens) / 3600 / jobs
         spent += hours
         if budget is None or spent <= budget:
             kept.append(cell)
-        millions = {f"M tokens {kind}": tokens[kind] / 1e6 for kind in tokens}
-        by_kind.setdefault(cell.kind, Counter()).update({"cells": 1, **millions, "hours": hours})
-    speeds = ", ".join(f"{kind} {speed:.0f}" for kind, speed in speeds.items())
+        row = {
+            "cells": 1,
+            **{f"M tokens {kind}": count / 1e6 for kind, count in tokens.items()},
+            "hours": hours,
+        }
+        by_kind.setdefault(cell.kind, Counter()).update(row)
+    speeds = ", ".join(f"{kind} {count:.0f}" for kind, count in speed.per_second.items())
     title = f"Plan: {spent:.1f} hours for {len(cells)} cells, {jobs} at a time"
     text = f"{grid(title, 'cells of', by_kind, sign='')}\n\nTokens a second, as measured here: {speeds}.\n"
     if len(kept) < len(cells):

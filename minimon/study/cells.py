@@ -42,7 +42,7 @@ class Preset:
     bases: tuple[str, ...] = ()  # other models
     labelled: tuple[int | None, ...] = (8, 32, 128, None)  # rows of a held-out domain
     domains: int = 3  # held-out domains with labelled rows
-    label_cap: int | None = None  # rows a task that the base labels itself; the mixture's if not given
+    label_cap: int | None = None  # rows a task that the base labels, and that baselines learn from
     jobs: int = 1  # cells at a time
 
 

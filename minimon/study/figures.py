@@ -25,7 +25,7 @@ def write_figures(numbers: dict, out: Path) -> bool:
     columns = len(curves) + bool(numbers["transfer"])
     figure = Figure(figsize=(13, 7), layout="constrained")
     FigureCanvasAgg(figure)
-    for axis, (title, series) in zip(figure.subplots(2, 3).flat, six(numbers).items(), strict=True):
+    for axis, (title, series) in zip(figure.subplots(2, 3).flat, six(numbers).items()):
         panel(axis, title, series, joined=title.startswith("3"))
     figure.savefig(out / "study.png", dpi=110, metadata={"Software": None})
     if columns:
@@ -34,7 +34,7 @@ def write_figures(numbers: dict, out: Path) -> bool:
         axes = list(figure.subplots(1, columns, squeeze=False).flat)
         if numbers["transfer"]:
             heat_map(figure, axes.pop(0), numbers["transfer"])
-        for axis, (title, series) in zip(axes, curves.items(), strict=True):
+        for axis, (title, series) in zip(axes, curves.items()):
             panel(axis, title, series, joined=True)
         figure.savefig(out / "transfer.png", dpi=110, metadata={"Software": None})
     return True
@@ -77,7 +77,7 @@ def of_curve(points: list[dict]) -> Series:
     series = {}
     for point in points:
         for place, entry in point.items():
-            if place != "x":
+            if place == "new_prompt" or place.startswith("new_domain"):
                 series.setdefault(place, {})[str(point["x"])] = entry
     return series
 

@@ -63,11 +63,11 @@ def difference(more: list[Level], less: list[Level] | None = None) -> dict:
 
     "ci95" is the wider of "transcripts_ci95", of these very tasks, and "tasks_ci95", of such tasks in general."""
     less = less or [Level(0.0, np.zeros(DRAWS), np.zeros(DRAWS))] * len(more)
-    points = [a.mean - b.mean for a, b in zip(more, less, strict=True)]
+    points = [a.mean - b.mean for a, b in zip(more, less)]
     seeds = np.random.default_rng(0).integers(len(points), size=(len(points), DRAWS))  # with replacement
     bounds = []
     for over in ("transcripts", "tasks"):
-        drawn = np.stack([getattr(a, over) - getattr(b, over) for a, b in zip(more, less, strict=True)])
+        drawn = np.stack([getattr(a, over) - getattr(b, over) for a, b in zip(more, less)])
         bounds.append(percentiles(np.take_along_axis(drawn, seeds, axis=0).mean(axis=0)))
     wider = Interval(*bounds).headline
     found = {
@@ -93,7 +93,7 @@ def against(runs: list[Run], others: list[Run], place: Place) -> dict | None:
     """The adapters of one regime minus those of another, in AUROC, of the seeds that both have; None without one."""
     less = {run.cell.seed: run.level("adapter", place) for run in others}
     pairs = [(run.level("adapter", place), less[run.cell.seed]) for run in runs if run.cell.seed in less]
-    return difference(*map(list, zip(*pairs, strict=True))) if pairs else None
+    return difference(*map(list, zip(*pairs))) if pairs else None
 
 
 def direction(effect: dict) -> str:
@@ -167,7 +167,7 @@ def verdict(asked: list[dict]) -> str:
     shown: none has, and an effect of MARGIN would have been seen; otherwise the study is too small to tell."""
     right = [answer["verdict"] == ("more" if answer["expected"] > 0 else "less") for answer in asked]
     whole = [answer["group"] is None for answer in asked]
-    if all(as_expected for as_expected, of_split in zip(right, whole, strict=True) if of_split):
+    if all(as_expected for as_expected, of_split in zip(right, whole) if of_split):
         return "shown"
     if any(right):
         return "in part"

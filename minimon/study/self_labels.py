@@ -80,7 +80,7 @@ def self_labels(
         "generator": generator,
         "max_new_tokens": thought_tokens(mixture),
     }
-    for task, rows in zip(mixture.train, unlabelled_rows(mixture, seed).values(), strict=True):
+    for task, rows in zip(mixture.train, unlabelled_rows(mixture, seed).values()):
         texts, names = [row.text for row in rows], list(task.labels)
         if thinking:
             answers = [think(model, tokenizer, task, texts, **sampling, **options) for _ in range(samples)]
@@ -90,7 +90,7 @@ def self_labels(
         z = torch.stack([reading.log_odds for reading, _ in answers])  # (samples, n, N)
         z = logsigmoid(z).logsumexp(dim=0) - logsigmoid(-z).logsumexp(dim=0)  # (n, N) log-odds of the mean P
         formed = torch.stack([well_formed for _, well_formed in answers]).float().mean(dim=0)  # (n,)
-        for row, of_row, share in zip(rows, z.tolist(), formed.tolist(), strict=True):
+        for row, of_row, share in zip(rows, z.tolist(), formed.tolist()):
             answer = names[int(np.argmax(of_row))]
             labels.append(SelfLabel(task.name, row.where, of_row, answer, share, names[row.label]))
     return labels
@@ -103,7 +103,7 @@ def labelled_rows(mixture: Mixture, seed: int, labels: list[SelfLabel]) -> dict[
         answers.setdefault(label.task, []).append(label.label)
     for task in mixture.train:
         names, rows = list(task.labels), []
-        for row, answer in zip(unlabelled[task.name], answers[task.name], strict=True):
+        for row, answer in zip(unlabelled[task.name], answers[task.name]):
             rows.append(replace(row, label=names.index(answer)))
         pools = [[row for row in rows if row.label == label] for label in range(len(names))]
         fewest = min(map(len, pools)) if mixture.balance else 0
@@ -142,7 +142,7 @@ def load_labels(path: Path, mixture: Mixture, seed: int) -> list[SelfLabel]:
         raise ValueError(
             f"{path}: expected {len(tasks)} labels, got {len(lines)}; remove the file to label again"
         )
-    for (number, line), task in zip(lines, tasks, strict=True):
+    for (number, line), task in zip(lines, tasks):
         if not is_label(line, task):
             about = f"expected a label of {task.name!r} as this run writes it, got {line!r}"
             raise ValueError(f"{path}:{number}: {about}; remove the file to label again")
