@@ -47,12 +47,11 @@ class Scores:
             return False
         if len(log_odds) != rows or len(self.clusters) != rows:
             return False
-        if (
-            not ((self.labels >= 0) & (self.labels < log_odds.shape[1])).all()
-            or not np.isfinite(log_odds).all()
-        ):
+        labelled = np.isin(self.labels, range(log_odds.shape[1]))
+        if not labelled.all() or not np.isfinite(log_odds).all():
             return False
-        return np.allclose(sigmoid(log_odds).sum(axis=1), 1, atol=1e-3)
+        total = sigmoid(log_odds).sum(axis=1)
+        return np.allclose(total, 1, atol=1e-3)
 
     @property
     def positives(self):
@@ -63,6 +62,10 @@ class Scores:
         if which in self.references:
             return self.references[which]
         return getattr(self, which)
+
+    def score(self, which: str):
+        """(n,) log-odds of the positive label."""
+        return self.of(which)[:, 0]
 
     def P(self, which: str):
         """(n, N) in fp64."""
@@ -154,7 +157,7 @@ def ranks(scores):
 
 def pooled(tasks: list[Scores], which: str):
     """(n,) ranks within each task and (n,) whether positive, over the rows of all tasks."""
-    scores = [ranks(task.of(which)[:, 0]) for task in tasks]
+    scores = [ranks(task.score(which)) for task in tasks]
     positives = [task.positives for task in tasks]
     return np.concatenate(scores), np.concatenate(positives)
 
@@ -164,12 +167,12 @@ def measures(scores: Scores, which: str) -> dict:
     why = undefined(scores, which)
     found = dict.fromkeys(METRICS)
     if len(scores.labels):
-        log_odds, positives = scores.of(which), scores.positives
-        p = scores.P(which)[:, 0]
-        found["performance"] = float(performance(log_odds, scores.labels).mean())
-        found["auroc"] = auroc(log_odds[:, 0], positives)
+        score, positives = scores.score(which), scores.positives
+        p = sigmoid(score)
+        found["performance"] = float(performance(scores.of(which), scores.labels).mean())
+        found["auroc"] = auroc(score, positives)
         for key, fpr in FPR_OF.items():
-            found[key] = tpr_at_fpr(log_odds[:, 0], positives, fpr)
+            found[key] = tpr_at_fpr(score, positives, fpr)
         found["brier"] = brier(p, positives)
         found["ece"] = ece(p, positives)
         for name, values in scores.shares.get(which, {}).items():
@@ -301,10 +304,11 @@ def draw_transcripts(tasks, seed) -> list[np.ndarray]:
     names, cluster = np.unique(clusters, return_inverse=True)
     if not len(names):
         return [np.zeros((DRAWS, 0), np.float32) for _ in tasks]
-    drawn = np.random.default_rng(seed).integers(len(names), size=(DRAWS, len(names)))
-    each_draw = len(names) * np.arange(DRAWS)[:, None]
-    counts = np.bincount((drawn + each_draw).ravel(), minlength=drawn.size)
-    counts = counts.reshape(drawn.shape).astype(np.float32)  # (D, clusters)
+    shape = (DRAWS, len(names))
+    drawn = np.random.default_rng(seed).integers(len(names), size=shape)
+    drawn += len(names) * np.arange(DRAWS)[:, None]
+    counts = np.bincount(drawn.ravel(), minlength=drawn.size)
+    counts = counts.reshape(shape).astype(np.float32)
     ends = np.cumsum([len(task.labels) for task in tasks])
     return np.split(counts[:, cluster], ends[:-1], axis=1)
 
@@ -319,12 +323,10 @@ def drawn_auroc(task, which, weights):
     """(D,) AUROC, (D,) one; zero and zero where the draw lost a class, which leaves the task out of it."""
     positive = weights[:, task.positives]
     negative = weights[:, ~task.positives]
-    above = compare(task.of(which)[:, 0], task.positives).astype(np.float32)
+    above = compare(task.score(which), task.positives).astype(np.float32)
     wins = ((positive @ above) * negative).sum(axis=1, dtype=float)
     pairs = positive.sum(axis=1, dtype=float) * negative.sum(axis=1, dtype=float)
-    there = pairs > 0
-    values = np.divide(wins, pairs, out=np.zeros(len(pairs)), where=there)
-    return values, there.astype(float)
+    return divide(wins, pairs, 0.0), (pairs > 0).astype(float)
 
 
 def task_units(tasks):
@@ -351,7 +353,12 @@ def draw_tasks(totals, units, seed) -> np.ndarray:
 def ratio(totals):
     """(2, T, D) -> (D,)"""
     above, below = totals.sum(axis=1)
-    return np.divide(above, below, out=np.full(DRAWS, np.nan), where=below > 0)
+    return divide(above, below, np.nan)
+
+
+def divide(above, below, otherwise):
+    empty = np.full(len(below), otherwise)
+    return np.divide(above, below, out=empty, where=below > 0)
 
 
 def percentiles(values):

@@ -13,6 +13,7 @@ from minimon.metrics import (
     measures,
     performance,
     pooled,
+    sigmoid,
     tpr_at_fpr,
 )
 
@@ -133,7 +134,7 @@ def curve(tasks: list[Scores]) -> dict:
 
 def reliability(tasks: list[Scores], which: str) -> dict:
     """Of equal-width bins of P: rows, mean P and share of positives, None in an empty bin."""
-    p = np.concatenate([task.P(which)[:, 0] for task in tasks])
+    p = np.concatenate([sigmoid(task.score(which)) for task in tasks])
     positives = np.concatenate([task.positives for task in tasks])
     rows, mass, hits = binned(p, positives, RELIABILITY_BINS)
     means = [float(m / n) if n else None for m, n in zip(mass, rows, strict=True)]
@@ -144,7 +145,7 @@ def reliability(tasks: list[Scores], which: str) -> dict:
 def histogram(tasks: list[Scores]) -> dict | None:
     """Rows of each class by log-odds, base and adapter in the same bins. None without rows."""
     positives = np.concatenate([task.positives for task in tasks])
-    sides = {which: np.concatenate([task.of(which)[:, 0] for task in tasks]) for which in SIDES}
+    sides = {which: np.concatenate([task.score(which) for task in tasks]) for which in SIDES}
     if not len(positives):
         return None
     every = np.concatenate(list(sides.values())).astype(float)
