@@ -16,6 +16,7 @@ import re
 
 NONCE, NONCE_END, GAP, MARK = "\U0010ff00", "\U0010ff01", "\U0010ff02", "\U0010ff03"  # private use
 HELD = 0x100000  # stands for the first of the characters that control tokens begin with; private use as well
+SURROGATES = list(map(chr, range(0xD800, 0xE000)))
 LONGEST = 1024  # characters of a control token; every ending of it is looked for
 
 
@@ -24,12 +25,12 @@ class ControlStrings:
 
     def __init__(self, ids):
         self.ids = ids
-        firsts = sorted({ord(text[0]) for text in ids})
-        held = {char: HELD + i for i, char in enumerate(firsts)}
-        surrogates = range(0xD800, 0xE000)
-        reserved = [*surrogates, *map(ord, (NONCE, NONCE_END, GAP, MARK)), *held.values()]
+        firsts = sorted({text[0] for text in ids})
+        held = {char: chr(HELD + i) for i, char in enumerate(firsts)}
+        reserved = [*SURROGATES, NONCE, NONCE_END, GAP, MARK, *held.values()]
         self.holding = {**dict.fromkeys(reserved, "\ufffd"), **held}
-        self.releasing = {ord(GAP): None, **{private: char for char, private in held.items()}}
+        self.releasing = {GAP: "", **{private: char for char, private in held.items()}}
+        self.unsafe, self.private = one_of(self.holding), one_of(self.releasing)
         longest_first = sorted(ids, key=len, reverse=True)  # as tokenizers prefers them
         self.pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self.longest = len(longest_first[0]) if ids else 0
@@ -38,7 +39,7 @@ class ControlStrings:
 
     def hold(self, text):
         """A message's text for the template. Private characters and half surrogate pairs become U+FFFD."""
-        text = text.translate(self.holding)
+        text = self.unsafe.sub(lambda match: self.holding[match.group()], text)
         trimmed = len(text) - len(text.lstrip())
         for start in sorted({0, trimmed}, reverse=True):  # the template may trim it
             if self.completes(text[start:]):
@@ -52,7 +53,7 @@ class ControlStrings:
         return any(part and part in self.inner for part in (text, text.rstrip()))
 
     def release(self, text):
-        return text.translate(self.releasing)
+        return self.private.sub(lambda match: self.releasing[match.group()], text)
 
     def rename(self, text):
         """Control strings become nonces. Also their ids in order."""
@@ -76,6 +77,10 @@ class ControlStrings:
             model["merges"] = [[a, b] for a, b in merges(model) if not {a, b, a + b} & self.ids.keys()]
         tokens = [{**token, "content": rename(token["content"])} for token in data.get("added_tokens", [])]
         return {**data, "added_tokens": tokens, "model": model, "truncation": None, "padding": None}
+
+
+def one_of(characters):
+    return re.compile(f"[{re.escape(''.join(characters))}]")
 
 
 def nonce(token_id):
