@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 import torch
 
 from minimon.batch import most_tokens, row_limit, task_label_ids
-from minimon.checkpoint import load_model
+from minimon.checkpoint import default_dtype, load_model
 from minimon.evaluate import evaluate, evaluation_rows
 from minimon.files import resolve, sha256
 from minimon.lora import adapter_tensors, add_lora, load_adapter, save_adapter
@@ -165,7 +165,8 @@ def train(settings: Settings, run: RunDirectory, mixture, device: str) -> int:
 
     # model: the base is frozen; the adapter is new, which leaves the base as it is, or one to go on from
     torch.manual_seed(settings.seed)
-    dtype = run.settings["dtype"] and getattr(torch, run.settings["dtype"])
+    recorded = run.settings["dtype"]
+    dtype = getattr(torch, recorded) if recorded else default_dtype(base, settings.device)
     model = load_model(base, dtype=dtype, device="cpu" if settings.shard else device)
     if settings.shard:
         shard(model, device)

@@ -342,12 +342,15 @@ def in_peft(peft, base, adapter, dtype=torch.float32):
 
 
 @pytest.mark.peers
-def test_logits_are_bit_equal_to_pefts_from_its_files_and_from_ours(loaded, peft, tmp_path):
-    _, model = loaded
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_logits_are_bit_equal_to_pefts_from_its_files_and_from_ours(loaded, dtype, peft, tmp_path):
+    """In bf16 as well: the adapter is fp32 on both sides, its output is added in fp32 and rounded once."""
+    model = load_model(tmp_path / "base", dtype=dtype)
+    load_adapter(model, tmp_path / "peft")
     save_adapter(model, tmp_path / "ours", base=str(tmp_path / "base"))
     ours = tiny.logits(model, IDS)
     for adapter in (tmp_path / "peft", tmp_path / "ours"):
-        assert torch.equal(tiny.peer_logits(in_peft(peft, tmp_path / "base", adapter), IDS), ours)
+        assert torch.equal(tiny.peer_logits(in_peft(peft, tmp_path / "base", adapter, dtype), IDS), ours)
 
 
 def rms(values, exact) -> float:
