@@ -3,6 +3,7 @@
 import os
 
 SLOW = 3.0  # times what the fastest step took a token
+LONG = 1.0  # seconds; nobody waits for shorter steps
 BUSY = 1.5  # processes that want to run, a core
 
 
@@ -17,7 +18,7 @@ class LoadWatch:
         """After a step of so many tokens: a line for a person, or None."""
         a_token = seconds / max(tokens, 1)
         self.fastest = min(self.fastest, a_token)
-        if self.has_spoken or a_token < SLOW * self.fastest:
+        if self.has_spoken or seconds < LONG or a_token < SLOW * self.fastest:
             return None
         load, cores = os.getloadavg()[0], os.cpu_count() or 1
         if load < BUSY * cores:
