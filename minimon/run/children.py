@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# The child asks Linux for SIGTERM when its parent dies, makes sure that it has not died yet, and becomes the command.
+# The child asks Linux for SIGTERM at its parent's death, looks whether it still lives, becomes the command.
 LAUNCHER = """
 import ctypes, os, signal, sys
 if sys.platform == "linux":

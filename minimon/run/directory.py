@@ -54,8 +54,8 @@ class RunDirectory:
 
     run.path
     run.status     "new", "started" (goes on from its last save) or "finished"
-    run.settings   what settings.json holds or will hold: paths that hold from anywhere; with --resume the recorded
-                   date and dtype
+    run.settings   what settings.json holds or will hold: paths that hold from anywhere; with --resume the date
+                   and dtype that were recorded
 
     Raises ValueError where something else is in the directory, the run has other settings, or another process
     writes into it. All processes of a run call the same methods; the first alone writes."""
