@@ -228,11 +228,19 @@ def train(settings: Settings, run: RunDirectory, mixture, device: str) -> int:
     )
 
     # loop
-    validation = Validation(model, tokenizer, mixture, limit=limit, batch_tokens=settings.batch_tokens)
+    validation = Validation(
+        model, tokenizer, mixture, run.logged(), limit=limit, batch_tokens=settings.batch_tokens
+    )
     events = event_writer(run.path, settings.tensorboard)
     batch_tokens, watch = pass_tokens(model, settings.batch_tokens, training=True), LoadWatch()
     with StopSignals() as stop, progress(len(steps), done, "train", "step") as bar:
         for groups, lr in steps[done:]:
+            if settings.stop_early and validation.is_over:
+                bar.write(
+                    f"stopped early, after {done} of {len(steps)} steps: the validation loss no longer falls",
+                    file=sys.stderr,
+                )
+                break
             step_started = time.time()
             shares = [[groups[i] for i in share] for share in deal([group.characters for group in groups])]
             passes = 0
@@ -268,8 +276,8 @@ def train(settings: Settings, run: RunDirectory, mixture, device: str) -> int:
             done += 1
 
             is_last = done == len(steps)
-            if done % settings.save_every == 0 or is_last or stopping:
-                run.save_state(adapter, optimizer, done)
+            is_measured = done % settings.save_every == 0 or is_last
+            if is_measured:
                 losses |= validation.measure(done)
             counts = {
                 "tokens": int(tokens),
@@ -283,18 +291,16 @@ def train(settings: Settings, run: RunDirectory, mixture, device: str) -> int:
             }
             run.log({"step": done, **numbers, **counts})
             events.add(done, numbers)
+            if (
+                is_measured or stopping
+            ):  # after its line in the log, which goes back to the last state with a resumed run
+                run.save_state(adapter, optimizer, done)
             bar.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items()})
             bar.update()
             if slow := watch.line(time.time() - step_started, int(tokens)):
                 bar.write(slow, file=sys.stderr)
             if stopping:
                 stop.leave()
-            if settings.stop_early and validation.is_over:
-                bar.write(
-                    f"stopped early, after {done} of {len(steps)} steps: the validation loss no longer falls",
-                    file=sys.stderr,
-                )
-                break
     events.close()
 
     # report

@@ -198,7 +198,7 @@ def test_memory_settings_may_change_when_a_run_goes_on(world, tmp_path, capsys):
 def test_other_settings_may_not(tmp_path):
     begun(tmp_path, seed=1)
     with pytest.raises(
-        ValueError, match="cannot resume with other settings: --seed was 1, now 2; --lr was 0.003, now 0.1"
+        ValueError, match="cannot resume with other settings: --seed was 1, now 2; --lr was None, now 0.1"
     ):
         RunDirectory(given(tmp_path, resume=True, seed=2, lr=0.1)).__enter__()
 
@@ -267,6 +267,27 @@ def test_fused_adamw_finds_its_steps_beside_the_parameters_on_cuda_after_resumin
     assert optimizer.state[parameter]["step"].item() == 3.0 and optimizer.state[parameter][
         "exp_avg"
     ].tolist() == [1, 1]
+
+
+def test_a_run_that_goes_on_remembers_what_validation_said(world, tmp_path):
+    """A whole run and one killed between saves measure the same losses and, with --stop-early, stop at the same step."""
+    chosen = {"steps": 60, "lr": 1.0, "save_every": 3, "stop_early": True, "mixture": str(world / "v.toml")}
+    (world / "v.toml").write_text((world / "m.toml").read_text().replace("t.toml#old", "v-t.toml#old"))
+    (world / "v-t.toml").write_text(
+        (world / "t.toml").read_text().replace('split = "split"', "split = { train = 0.5, validation = 0.5 }")
+    )
+    assert wait(forked(settings(world, tmp_path / "whole", **chosen))) == 0
+    pid = forked(
+        settings(world, tmp_path / "x", **chosen),
+        killed_in(os.replace, directory.write_text.__globals__["os"], "replace", 6, True),
+    )
+    assert wait(pid) == -signal.SIGKILL
+    assert wait(forked(settings(world, tmp_path / "x", resume=True, **chosen))) == 0
+    logs = []
+    for name in ("whole", "x"):
+        lines = [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        logs.append([(line["step"], line["loss"], line.get("validation_loss")) for line in lines])
+    assert logs[0] == logs[1] and len(logs[0]) < 60 and logs[0][2][2] is not None
 
 
 # ---- devices ---------------------------------------------------------------------------------------------------------

@@ -9,7 +9,16 @@ from pathlib import Path
 
 import torch
 
-from minimon.files import open_tensors, read_json, read_text, tensor, write_json, write_tensors, write_text
+from minimon.files import (
+    open_tensors,
+    read_json,
+    read_jsonl,
+    read_text,
+    tensor,
+    write_json,
+    write_tensors,
+    write_text,
+)
 from minimon.run.cli import ROOT
 from minimon.run.lock import locked
 from minimon.run.processes import from_first, rank
@@ -143,6 +152,13 @@ class RunDirectory:
             file = open(self.path / LOG, "a", encoding="utf-8", buffering=1)
             self.log_file = self.resources.enter_context(file)
         self.log_file.write(json.dumps(line) + "\n")
+
+    def logged(self) -> list[dict]:
+        """The lines of log.jsonl, for all processes."""
+        log = self.path / LOG
+        if not from_first(log.exists):
+            return []
+        return from_first(lambda: [line for _, line in read_jsonl(log)])
 
     def save_state(self, adapter: dict, optimizer, step: int) -> None:
         """Adapter and optimizer in one file, so that one rename decides which state counts."""

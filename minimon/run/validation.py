@@ -14,7 +14,8 @@ PATIENCE = 3  # measurements without a lower loss
 class Validation:
     """measure() -> {"validation_loss", "validation_auroc"}, means over tasks; {} where no task has validation rows."""
 
-    def __init__(self, model, tokenizer, mixture, *, limit, batch_tokens=None):
+    def __init__(self, model, tokenizer, mixture, log: list[dict], *, limit, batch_tokens=None):
+        """log: lines of the run so far, whose measurements count."""
         self.model, self.tokenizer = model, tokenizer
         self.options = {"limit": limit, "batch_tokens": batch_tokens}
         self.rows = {}
@@ -23,6 +24,9 @@ class Validation:
             if rows:
                 self.rows[task.name] = (task, rows)
         self.losses: list[list] = []  # [step, loss]
+        for line in log:
+            if "validation_loss" in line:
+                self.losses.append([line["step"], line["validation_loss"]])
 
     def measure(self, step: int) -> dict[str, float]:
         if not self.rows:
@@ -35,8 +39,9 @@ class Validation:
             area = auroc(reading.log_odds[:, 0].numpy(), labels == 0)
             if area is not None:
                 areas.append(area)
-        self.losses.append([step, fmean(losses)])
-        measured = {"validation_loss": fmean(losses)}
+        loss = round(fmean(losses), 6)  # as in the log
+        self.losses.append([step, loss])
+        measured = {"validation_loss": loss}
         if areas:
             measured["validation_auroc"] = fmean(areas)
         return measured
