@@ -203,8 +203,8 @@ def test_scores_of_something_else_are_not_gone_on_with(run, folder, capsys, tmp_
         assert part.read_bytes() == before
 
     refused("threshold", threshold=0.5)
-    refused("dtype, settings", dtype="bfloat16")
-    refused("settings", max_tokens=100)
+    refused("dtype", dtype="bfloat16")
+    refused("max_tokens", max_tokens=100)
     refused("with_text", with_text=True)
     (tmp_path / "in.jsonl").write_text((folder / "in.jsonl").read_text() + json.dumps({"text": "x"}))
     refused("input")
@@ -212,7 +212,7 @@ def test_scores_of_something_else_are_not_gone_on_with(run, folder, capsys, tmp_
     (tmp_path / "t.toml").write_text((folder / "t.toml").read_text().replace("a leak", "theft"))
     refused("task")
     (tmp_path / "t.toml").write_bytes((folder / "t.toml").read_bytes())
-    assert evaluate(run, folder, **options) == 0 and out.read_bytes().startswith(before)
+    assert evaluate(run, folder, **options, batch_tokens=512) == 0 and out.read_bytes().startswith(before)
     about = json.loads((tmp_path / "s.jsonl.about.json").read_text())
     assert about["adapter"].startswith("sha256:") and about["input"][str(tmp_path / "in.jsonl")].startswith("sha256:")
 

@@ -217,7 +217,8 @@ def test_a_long_text_says_how_much_was_left_out(run, capsys, tmp_path):
     assert long["left_out"] > 100 and "left_out" not in short
 
 
-def test_rows_of_a_pipe_are_taken_as_they_come_and_those_before_a_bad_one_are_scored():
+@pytest.mark.parametrize("failure", [ValueError("line 4"), RecursionError("line 4")])
+def test_rows_of_a_pipe_are_taken_as_they_come_and_those_before_a_bad_one_are_scored(failure):
     come, go = threading.Event(), threading.Event()
 
     def rows():
@@ -226,14 +227,14 @@ def test_rows_of_a_pipe_are_taken_as_they_come_and_those_before_a_bad_one_are_sc
         yield inputs.Item(2, "b", {}, {})
         yield inputs.Item(3, "c", {}, {})
         go.set()
-        raise ValueError("line 4")
+        raise failure
 
     chunks = stream.live_chunks(rows())
     assert [item.id for item in next(chunks)] == [1]
     come.set()
     go.wait(5)
     rest = []
-    with pytest.raises(ValueError, match="line 4"):
+    with pytest.raises(type(failure), match="line 4"):
         for chunk in chunks:
             rest += [item.id for item in chunk]
     assert rest == [2, 3]
