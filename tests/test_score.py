@@ -36,7 +36,7 @@ def folder(tmp_path_factory):
     model = load_model(ROOT / "data/base")
     torch.manual_seed(0)
     add_lora(model, 8)
-    for name, parameter in adapter_tensors(model).items():
+    for parameter in adapter_tensors(model).values():
         torch.nn.init.normal_(parameter, std=0.05)
     (here / "run").mkdir()
     save_adapter(model, here / "run", base=str(ROOT / "data/base"))
