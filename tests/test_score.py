@@ -36,19 +36,32 @@ def folder(tmp_path_factory):
     model = load_model(ROOT / "data/base")
     torch.manual_seed(0)
     add_lora(model, 8)
-    for name, parameter in adapter_tensors(model).items():
+    for parameter in adapter_tensors(model).values():
         torch.nn.init.normal_(parameter, std=0.05)
     (here / "run").mkdir()
     save_adapter(model, here / "run", base=str(ROOT / "data/base"))
-    (here / "run/settings.json").write_text(json.dumps({"model": str(ROOT / "data/base"), "date": "2026-01-31", "seed": 0}))
+    (here / "run/settings.json").write_text(
+        json.dumps({"model": str(ROOT / "data/base"), "date": "2026-01-31", "seed": 0})
+    )
     rows = [{"text": f"{WORDS[i % 5]} {i}", "y": i % 2, "split": "test"} for i in range(240)]
     (here / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (here / "t.toml").write_text('name = "t"\ndomain = "home"\nprompt = "Is it a leak? Answer Yes or No."\nrows = "rows.jsonl"\ntext = "text"\n'
-                                 'label = "y"\nlabels = { Yes = [1], No = [0] }\nsplit = "split"\n')
+    (here / "t.toml").write_text(
+        'name = "t"\ndomain = "home"\nprompt = "Is it a leak? Answer Yes or No."\nrows = "rows.jsonl"\ntext = "text"\n'
+        'label = "y"\nlabels = { Yes = [1], No = [0] }\nsplit = "split"\n'
+    )
     (here / "trained.toml").write_text((here / "t.toml").read_text().replace("rows.jsonl", "trained.jsonl"))
-    (here / "trained.jsonl").write_text("".join(json.dumps({"text": f"x {i}", "y": i % 2, "split": "train" if i < 20 else "test"}) + "\n" for i in range(40)))
-    (here / "m.toml").write_text('[train]\ntasks = ["trained.toml"]\n[eval.trained]\ntasks = ["trained.toml"]\n')
-    (here / "in.jsonl").write_text("".join(json.dumps({"id": f"r{i}", "text": f"{WORDS[i % 5]} {i}"}) + "\n" for i in range(30)))
+    (here / "trained.jsonl").write_text(
+        "".join(
+            json.dumps({"text": f"x {i}", "y": i % 2, "split": "train" if i < 20 else "test"}) + "\n"
+            for i in range(40)
+        )
+    )
+    (here / "m.toml").write_text(
+        '[train]\ntasks = ["trained.toml"]\n[eval.trained]\ntasks = ["trained.toml"]\n'
+    )
+    (here / "in.jsonl").write_text(
+        "".join(json.dumps({"id": f"r{i}", "text": f"{WORDS[i % 5]} {i}"}) + "\n" for i in range(30))
+    )
     return here
 
 
@@ -65,7 +78,9 @@ def evaluate(run, folder, **changes):
 
 
 def scored(run, folder, capsys, file="in.jsonl", **changes):
-    assert evaluate(run, folder, **{"score": str(folder / file), "task": str(folder / "t.toml")} | changes) == 0
+    assert (
+        evaluate(run, folder, **{"score": str(folder / file), "task": str(folder / "t.toml")} | changes) == 0
+    )
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
@@ -78,22 +93,39 @@ def chunks_of(monkeypatch, rows):
 
 def test_each_row_has_a_line_with_its_id_in_order_whatever_the_chunks(run, folder, capsys, monkeypatch):
     whole = scored(run, folder, capsys)
-    assert [line["id"] for line in whole] == [f"r{i}" for i in range(30)] and all(set(line) == {"id", "log_odds", "P", "decision"} for line in whole)
+    assert [line["id"] for line in whole] == [f"r{i}" for i in range(30)] and all(
+        set(line) == {"id", "log_odds", "P", "decision"} for line in whole
+    )
     model, tokenizer = load_model(ROOT / "data/base"), load_tokenizer(ROOT / "data/base", date="2026-01-31")
     load_adapter(model, run)
     plain = score(model, tokenizer, load_task(folder / "t.toml"), [f"{WORDS[i % 5]} {i}" for i in range(30)])
     assert [line["P"] for line in whole] == pytest.approx(plain[:, 0].tolist(), abs=1e-6)
     chunks_of(monkeypatch, 7)
-    assert [line["P"] for line in scored(run, folder, capsys)] == pytest.approx([line["P"] for line in whole], abs=1e-5)
+    assert [line["P"] for line in scored(run, folder, capsys)] == pytest.approx(
+        [line["P"] for line in whole], abs=1e-5
+    )
 
 
 def test_text_is_the_tasks_field_or_text_or_a_chat_and_ids_may_be_anything(run, folder, capsys, tmp_path):
     (folder / "own.toml").write_text((folder / "t.toml").read_text().replace('text = "text"', 'text = "a.b"'))
-    rows = [{"id": None, "a": {"b": "x"}, "text": "no"}, {"id": [1, "é"], "text": "x"}, {"messages": [{"role": "user", "content": "x"}]}]
-    (folder / "mixed.jsonl").write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows[:2]) + "\n\n" + json.dumps(rows[2]), encoding="utf-8-sig")
+    rows = [
+        {"id": None, "a": {"b": "x"}, "text": "no"},
+        {"id": [1, "é"], "text": "x"},
+        {"messages": [{"role": "user", "content": "x"}]},
+    ]
+    (folder / "mixed.jsonl").write_text(
+        "\n".join(json.dumps(row, ensure_ascii=False) for row in rows[:2]) + "\n\n" + json.dumps(rows[2]),
+        encoding="utf-8-sig",
+    )
     task = load_task(folder / "own.toml")
-    assert [item.text for item in inputs.read_items([str(folder / "mixed.jsonl")], task)] == ["x", "x", "[user]\nx"]
-    assert [line["id"] for line in scored(run, folder, capsys, "mixed.jsonl", task=str(folder / "own.toml"))] == [None, [1, "é"], 4]
+    assert [item.text for item in inputs.read_items([str(folder / "mixed.jsonl")], task)] == [
+        "x",
+        "x",
+        "[user]\nx",
+    ]
+    assert [
+        line["id"] for line in scored(run, folder, capsys, "mixed.jsonl", task=str(folder / "own.toml"))
+    ] == [None, [1, "é"], 4]
 
 
 def test_an_inspect_log_is_scored_and_what_is_skipped_says_why(run, folder, capsys):
@@ -102,15 +134,23 @@ def test_an_inspect_log_is_scored_and_what_is_skipped_says_why(run, folder, caps
     assert all((line["P"] is None) == ("broken" in line["id"]) for line in lines)
 
 
-@pytest.mark.parametrize("bad, words", [
-    (b"{", "bad.jsonl:21: expected one JSON object"), (b'{"text": "\xff"}', "bad.jsonl:21: expected UTF-8 text, got byte 0xff"),
-    (b'{"other": 1}', "bad.jsonl:21: expected a field 'text'"), (b'{"text": 3}', "bad.jsonl:21.*: expected text.*, got int")])
+@pytest.mark.parametrize(
+    "bad, words",
+    [
+        (b"{", "bad.jsonl:21: expected one JSON object"),
+        (b'{"text": "\xff"}', "bad.jsonl:21: expected UTF-8 text, got byte 0xff"),
+        (b'{"other": 1}', "bad.jsonl:21: expected a field 'text'"),
+        (b'{"text": 3}', "bad.jsonl:21.*: expected text.*, got int"),
+    ],
+)
 def test_every_row_before_a_bad_line_is_scored(run, folder, capsys, bad, words):
     lines = (folder / "in.jsonl").read_bytes().splitlines()
     (folder / "bad.jsonl").write_bytes(b"\n".join([*lines[:20], bad, *lines[20:]]))
     with pytest.raises(ValueError, match=words):
         evaluate(run, folder, score=str(folder / "bad.jsonl"), task=str(folder / "t.toml"))
-    assert [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()] == [f"r{i}" for i in range(20)]
+    assert [json.loads(line)["id"] for line in capsys.readouterr().out.splitlines()] == [
+        f"r{i}" for i in range(20)
+    ]
 
 
 class Undecided:
@@ -154,26 +194,39 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_file(run, folder, capsys, mo
     options = dict(score=str(folder / "in.jsonl"), task=str(folder / "t.toml"), out=str(out))
     assert evaluate(run, folder, **options) == 0
     whole = out.read_bytes()
-    assert not capsys.readouterr().out and len(whole.splitlines()) == 30 and not (tmp_path / "scores.jsonl.part").exists()
+    assert (
+        not capsys.readouterr().out
+        and len(whole.splitlines()) == 30
+        and not (tmp_path / "scores.jsonl.part").exists()
+    )
     with pytest.raises(ValueError, match="is already there; .*--overwrite"):
         evaluate(run, folder, **options)
-    assert evaluate(run, folder, resume=True, **options) == 0 and out.read_bytes() == whole             # finished
+    assert evaluate(run, folder, resume=True, **options) == 0 and out.read_bytes() == whole  # finished
     lines = whole.splitlines(keepends=True)
     for part in (b"".join(lines[:16]) + lines[16][:9], b"".join(lines[:8]), lines[0][:5], b"", whole):
         out.unlink()
         os.replace(tmp_path / "scores.jsonl.about.json", tmp_path / "scores.jsonl.part.about.json")
         (tmp_path / "scores.jsonl.part").write_bytes(part)
-        with pytest.raises(ValueError, match="not finished; give --resume to go on, --overwrite to start again"):
+        with pytest.raises(
+            ValueError, match="not finished; give --resume to go on, --overwrite to start again"
+        ):
             evaluate(run, folder, **options)
         assert evaluate(run, folder, resume=True, **options) == 0
         again = [json.loads(line) for line in out.read_text().splitlines()]
         assert [line["id"] for line in again] == [f"r{i}" for i in range(30)]
-        assert [line["P"] for line in again] == pytest.approx([json.loads(line)["P"] for line in lines], abs=1e-5)
+        assert [line["P"] for line in again] == pytest.approx(
+            [json.loads(line)["P"] for line in lines], abs=1e-5
+        )
 
 
 def part_of_scores(run, folder, capsys, out, **changes):
     """An unfinished file of scores: 8 rows of 30, as a run that was stopped leaves it."""
-    assert evaluate(run, folder, score=str(folder / "in.jsonl"), task=str(folder / "t.toml"), out=str(out), **changes) == 0
+    assert (
+        evaluate(
+            run, folder, score=str(folder / "in.jsonl"), task=str(folder / "t.toml"), out=str(out), **changes
+        )
+        == 0
+    )
     out.with_name(out.name + ".part").write_bytes(b"".join(out.read_bytes().splitlines(keepends=True)[:8]))
     out.unlink()
     os.replace(f"{out}.about.json", f"{out}.part.about.json")
@@ -182,7 +235,18 @@ def part_of_scores(run, folder, capsys, out, **changes):
 def test_scores_in_bf16_are_gone_on_with(run, folder, capsys, tmp_path):
     out = tmp_path / "s.jsonl"
     part_of_scores(run, folder, capsys, out, dtype="bfloat16")
-    assert evaluate(run, folder, score=str(folder / "in.jsonl"), task=str(folder / "t.toml"), out=str(out), dtype="bfloat16", resume=True) == 0
+    assert (
+        evaluate(
+            run,
+            folder,
+            score=str(folder / "in.jsonl"),
+            task=str(folder / "t.toml"),
+            out=str(out),
+            dtype="bfloat16",
+            resume=True,
+        )
+        == 0
+    )
     assert len(out.read_text().splitlines()) == 30
 
 
@@ -203,8 +267,8 @@ def test_scores_of_something_else_are_not_gone_on_with(run, folder, capsys, tmp_
         assert part.read_bytes() == before
 
     refused("threshold", threshold=0.5)
-    refused("dtype, settings", dtype="bfloat16")
-    refused("settings", max_tokens=100)
+    refused("dtype", dtype="bfloat16")
+    refused("max_tokens", max_tokens=100)
     refused("with_text", with_text=True)
     (tmp_path / "in.jsonl").write_text((folder / "in.jsonl").read_text() + json.dumps({"text": "x"}))
     refused("input")
@@ -212,9 +276,11 @@ def test_scores_of_something_else_are_not_gone_on_with(run, folder, capsys, tmp_
     (tmp_path / "t.toml").write_text((folder / "t.toml").read_text().replace("a leak", "theft"))
     refused("task")
     (tmp_path / "t.toml").write_bytes((folder / "t.toml").read_bytes())
-    assert evaluate(run, folder, **options) == 0 and out.read_bytes().startswith(before)
+    assert evaluate(run, folder, **options, batch_tokens=512) == 0 and out.read_bytes().startswith(before)
     about = json.loads((tmp_path / "s.jsonl.about.json").read_text())
-    assert about["adapter"].startswith("sha256:") and about["input"][str(tmp_path / "in.jsonl")].startswith("sha256:")
+    assert about["adapter"].startswith("sha256:") and about["input"][str(tmp_path / "in.jsonl")].startswith(
+        "sha256:"
+    )
 
 
 def test_scores_are_replaced_only_when_asked_and_a_directory_never(run, folder, capsys, tmp_path):
@@ -234,13 +300,24 @@ def test_scores_are_replaced_only_when_asked_and_a_directory_never(run, folder, 
 
 def shell(run, folder, words, **options):
     command = [sys.executable, "eval.py", "--adapter", run, "--task", folder / "t.toml", *words]
-    return subprocess.Popen(list(map(str, command)), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"}, **options)
+    return subprocess.Popen(
+        list(map(str, command)),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        **options,
+    )
 
 
 def test_standard_input_is_read_and_standard_output_holds_nothing_else(run, folder):
     process = shell(run, folder, ["--score", "-", "--threshold", "0.5"], stdin=subprocess.PIPE)
     out, error = process.communicate((folder / "in.jsonl").read_bytes()[:-1] + b"\n\xff\n")
-    assert process.returncode == 2 and b"standard input:31: expected UTF-8" in error and b"Traceback" not in error
+    assert (
+        process.returncode == 2
+        and b"standard input:31: expected UTF-8" in error
+        and b"Traceback" not in error
+    )
     lines = [json.loads(line) for line in out.splitlines()]
     assert len(lines) == 30 and all(line["decision"] == (line["log_odds"] > 0) for line in lines)
 
@@ -250,18 +327,25 @@ def test_a_row_of_a_slow_pipe_is_scored_as_it_comes(run, folder):
     for i in range(3):
         process.stdin.write(json.dumps({"id": i, "text": "Sings"}) + "\n")
         process.stdin.flush()
-        assert json.loads(process.stdout.readline())["id"] == i                            # while the pipe is open
+        assert json.loads(process.stdout.readline())["id"] == i  # while the pipe is open
     process.stdin.close()
     assert process.wait() == 0 and not process.stdout.read()
 
 
 def test_a_reader_that_went_away_ends_it_quietly(run, folder, tmp_path):
-    (tmp_path / "many.jsonl").write_text("".join(json.dumps({"id": "x" * 500, "text": "y"}) + "\n" for _ in range(3000)))
+    (tmp_path / "many.jsonl").write_text(
+        "".join(json.dumps({"id": "x" * 500, "text": "y"}) + "\n" for _ in range(3000))
+    )
     process = shell(run, folder, ["--score", tmp_path / "many.jsonl"])
     assert process.stdout.readline()
     process.stdout.close()
     error = process.stderr.read()
-    assert process.wait() == 128 + signal.SIGPIPE and b"Traceback" not in error and b"error:" not in error and b"Exception" not in error
+    assert (
+        process.wait() == 128 + signal.SIGPIPE
+        and b"Traceback" not in error
+        and b"error:" not in error
+        and b"Exception" not in error
+    )
 
 
 # ---- thresholds ------------------------------------------------------------------------------------------------------------------
@@ -282,14 +366,21 @@ def test_the_threshold_is_the_lowest_that_so_many_negatives_exceed(fpr):
     negatives = scores[labels == 1]
     k = math.floor(fpr * (len(negatives) + 1))
     assert (negatives > found["threshold"]).sum() == k - 1 and (negatives >= found["threshold"]).sum() == k
-    assert found["tpr"] == (scores[labels == 0] > found["threshold"]).mean() and found["fpr"] == (k - 1) / len(negatives)
+    assert found["tpr"] == (scores[labels == 0] > found["threshold"]).mean() and found["fpr"] == (
+        k - 1
+    ) / len(negatives)
     assert found["threshold_ci95"][0] <= found["threshold"] <= found["threshold_ci95"][1]
-    assert found["tpr_ci95"][0] <= found["tpr"] <= found["tpr_ci95"][1] and found["fpr_ci95"][0] <= found["fpr"] <= found["fpr_ci95"][1]
+    assert (
+        found["tpr_ci95"][0] <= found["tpr"] <= found["tpr_ci95"][1]
+        and found["fpr_ci95"][0] <= found["fpr"] <= found["fpr_ci95"][1]
+    )
     assert found == calibrate(log_odds, labels, names, fpr=fpr) and not found["separated"]
 
 
 @pytest.mark.parametrize("negatives, fpr", [(99, 0.01), (100, 0.01), (19, 0.05), (25, 0.05), (150, 0.02)])
-def test_the_false_positive_rate_on_new_rows_is_the_one_asked_for_even_with_the_fewest_negatives(negatives, fpr):
+def test_the_false_positive_rate_on_new_rows_is_the_one_asked_for_even_with_the_fewest_negatives(
+    negatives, fpr
+):
     """Of thresholds on so many negatives: the share of new negatives above, on average over calibrations."""
     rng, rates = np.random.default_rng(0), []
     for _ in range(4000):
@@ -297,7 +388,7 @@ def test_the_false_positive_rate_on_new_rows_is_the_one_asked_for_even_with_the_
         scores, positives = np.append(drawn, -9.0), np.append(np.zeros(negatives, dtype=bool), True)
         threshold = thresholds.pick(scores, positives, np.ones(negatives + 1), fpr)
         rates.append(0.5 * math.erfc(threshold / math.sqrt(2)))
-    assert np.mean(rates) <= fpr * 1.05                                                    # twice as much before; 5% for the draws
+    assert np.mean(rates) <= fpr * 1.05  # twice as much before; 5% for the draws
 
 
 def test_a_threshold_of_labels_that_separate_lies_between_them():
@@ -306,10 +397,17 @@ def test_a_threshold_of_labels_that_separate_lies_between_them():
     found, scores = calibrate(log_odds, labels, names, fpr=0.05, fit=True), tempered(log_odds, 1.0)[:, 0]
     tempered_scores = tempered(log_odds, found["temperature"])[:, 0]
     assert found["separated"] and found["tpr"] == 1 and found["fpr"] == 0
-    assert found["threshold"] == pytest.approx((tempered_scores[labels == 0].min() + tempered_scores[labels == 1].max()) / 2)
+    assert found["threshold"] == pytest.approx(
+        (tempered_scores[labels == 0].min() + tempered_scores[labels == 1].max()) / 2
+    )
     plain = calibrate(log_odds, labels, names, fpr=0.05)
-    assert plain["threshold"] == pytest.approx((scores[labels == 0].min() + scores[labels == 1].max()) / 2) and plain["threshold"] > 0
-    assert "separate completely" in thresholds.calibration_lines(load_like("t"), plain | {"rows": "test", "checked": True})
+    assert (
+        plain["threshold"] == pytest.approx((scores[labels == 0].min() + scores[labels == 1].max()) / 2)
+        and plain["threshold"] > 0
+    )
+    assert "separate completely" in thresholds.calibration_lines(
+        load_like("t"), plain | {"rows": "test", "checked": True}
+    )
 
 
 def load_like(name):
@@ -320,7 +418,9 @@ def test_scores_beyond_what_P_can_tell_apart_have_a_threshold():
     """P of log-odds beyond 37 is 1 in fp64, beyond 17 in fp32."""
     log_odds, labels, names = logits()
     shifted = calibrate(log_odds + np.array([100, -100]), labels, names, fpr=0.05)
-    assert shifted["threshold"] == pytest.approx(calibrate(log_odds, labels, names, fpr=0.05)["threshold"] + 100)
+    assert shifted["threshold"] == pytest.approx(
+        calibrate(log_odds, labels, names, fpr=0.05)["threshold"] + 100
+    )
 
 
 def test_the_threshold_holds_on_new_rows_about_as_its_interval_says():
@@ -339,7 +439,9 @@ def test_rows_of_one_text_are_drawn_together():
     assert wide[1] - wide[0] > 1.5 * (narrow[1] - narrow[0])
 
 
-@pytest.mark.parametrize("count, fpr, words", [(50, 0.01, "at least 99 negatives"), (200, 0.0, "--fpr"), (200, 1.5, "--fpr")])
+@pytest.mark.parametrize(
+    "count, fpr, words", [(50, 0.01, "at least 99 negatives"), (200, 0.0, "--fpr"), (200, 1.5, "--fpr")]
+)
 def test_too_few_negatives_for_a_rate_are_refused(count, fpr, words):
     with pytest.raises(ValueError, match=words):
         calibrate(*(part[:count] for part in logits()), fpr=fpr)
@@ -354,9 +456,12 @@ def test_the_temperature_undoes_one_that_was_put_on():
     z = rng.normal(0, 2, (6000, 3))
     true = np.exp(z) / np.exp(z).sum(1, keepdims=True)
     labels = np.array([rng.choice(3, p=row) for row in true])
-    sharp = tempered(log_odds_of(true), 1 / 3)                                            # three times as sure as it should be
+    sharp = tempered(log_odds_of(true), 1 / 3)  # three times as sure as it should be
     found = calibrate(sharp, labels, np.arange(6000).astype(str), fpr=0.05, fit=True)
-    assert found["temperature"] == pytest.approx(3, rel=0.06) and found["ece"] < 0.03 < found["ece_at_temperature_1"]
+    assert (
+        found["temperature"] == pytest.approx(3, rel=0.06)
+        and found["ece"] < 0.03 < found["ece_at_temperature_1"]
+    )
     assert found["ece_at_temperature_1"] == pytest.approx(ece(sigmoid(sharp[:, 0]), labels == 0))
     assert np.allclose(tempered(sharp, 3.0), log_odds_of(true), atol=1e-9)
     assert calibrate(sharp, labels, labels.astype(str), fpr=0.05)["temperature"] == 1.0
@@ -368,28 +473,53 @@ def test_at_a_temperature_log_odds_of_two_labels_are_divided_by_it():
 
 
 def test_wilsons_interval_is_the_known_one():
-    assert wilson(1, 100) == pytest.approx([0.00177, 0.0545], abs=1e-4) and wilson(0, 50)[0] == 0 and wilson(50, 50)[1] == 1
+    assert (
+        wilson(1, 100) == pytest.approx([0.00177, 0.0545], abs=1e-4)
+        and wilson(0, 50)[0] == 0
+        and wilson(50, 50)[1] == 1
+    )
 
 
 def test_a_threshold_is_stored_beside_the_adapter_and_used(run, folder, capsys):
     assert evaluate(run, folder, calibrate=str(folder / "t.toml"), fpr=0.05) == 0
     printed, stored = capsys.readouterr().out, json.loads((run / "calibration.json").read_text())["t"]
-    assert f"{stored['threshold']:.6g}" in printed and "stored in" in printed and stored["rows"] == "test" and stored["negatives"] == 120
-    assert "training rows cannot be read" in printed                                      # settings.json names no mixture
+    assert (
+        f"{stored['threshold']:.6g}" in printed
+        and "stored in" in printed
+        and stored["rows"] == "test"
+        and stored["negatives"] == 120
+    )
+    assert "training rows cannot be read" in printed  # settings.json names no mixture
     lines = scored(run, folder, capsys, "rows.jsonl")
     assert [line["decision"] for line in lines] == [line["log_odds"] > stored["threshold"] for line in lines]
-    flagged = [line["decision"] for line in lines[::2]]                                    # the negatives
+    flagged = [line["decision"] for line in lines[::2]]  # the negatives
     assert sum(flagged) / 120 == pytest.approx(stored["fpr"], abs=0.01)
-    assert all(line["decision"] for line in scored(run, folder, capsys, threshold=0.0))    # one's own wins
+    assert all(line["decision"] for line in scored(run, folder, capsys, threshold=0.0))  # one's own wins
     assert not any(line["decision"] for line in scored(run, folder, capsys, threshold=1.0))
-    with pytest.raises(ValueError, match="calibration.json: holds a threshold for task 't'; give --overwrite"):
+    with pytest.raises(
+        ValueError, match="calibration.json: holds a threshold for task 't'; give --overwrite"
+    ):
         evaluate(run, folder, calibrate=str(folder / "t.toml"), fpr=0.05, temperature=True)
-    assert evaluate(run, folder, calibrate=str(folder / "t.toml"), fpr=0.05, temperature=True, overwrite=True) == 0
+    assert (
+        evaluate(run, folder, calibrate=str(folder / "t.toml"), fpr=0.05, temperature=True, overwrite=True)
+        == 0
+    )
     stored = json.loads((run / "calibration.json").read_text())["t"]
-    assert evaluate(run, folder, score=str(folder / "rows.jsonl"), task=str(folder / "t.toml"), out=str(run / "s.jsonl")) == 0
+    assert (
+        evaluate(
+            run,
+            folder,
+            score=str(folder / "rows.jsonl"),
+            task=str(folder / "t.toml"),
+            out=str(run / "s.jsonl"),
+        )
+        == 0
+    )
     again = [json.loads(line) for line in (run / "s.jsonl").read_text().splitlines()]
     assert stored["temperature"] != 1.0
-    assert [line["log_odds"] for line in again] == pytest.approx([line["log_odds"] / stored["temperature"] for line in lines], abs=1e-4)
+    assert [line["log_odds"] for line in again] == pytest.approx(
+        [line["log_odds"] / stored["temperature"] for line in lines], abs=1e-4
+    )
     assert json.loads((run / "s.jsonl.about.json").read_text())["calibration"] == stored
 
 
@@ -402,32 +532,58 @@ def test_a_threshold_of_another_prompt_or_adapter_is_refused(run, folder, capsys
     (run / "calibration.json").write_text(json.dumps({"t": stored["t"] | {"adapter": "sha256:0"}}))
     with pytest.raises(ValueError, match="expected a threshold of this adapter"):
         evaluate(run, folder, score=str(folder / "in.jsonl"), task=str(folder / "t.toml"))
-    assert thresholds.find_calibration(run, load_task(folder / "t.toml"), "sha256:0")["threshold"] == stored["t"]["threshold"]
+    assert (
+        thresholds.find_calibration(run, load_task(folder / "t.toml"), "sha256:0")["threshold"]
+        == stored["t"]["threshold"]
+    )
     old = {key: value for key, value in stored["t"].items() if key != "scale"}
     (run / "calibration.json").write_text(json.dumps({"t": old | {"threshold": 0.4}}))
-    with pytest.raises(ValueError, match="expected a threshold on log-odds for task 't', got one on P; pick it again"):
+    with pytest.raises(
+        ValueError, match="expected a threshold on log-odds for task 't', got one on P; pick it again"
+    ):
         evaluate(run, folder, score=str(folder / "in.jsonl"), task=str(folder / "t.toml"))
 
 
-def test_rows_that_were_trained_on_are_not_calibrated_on_whatever_file_they_come_from(run, folder, capsys, tmp_path):
-    rows = [{"text": f"{WORDS[i % 5]} {i}", "y": i % 2, "split": "train" if i < 60 else "test"} for i in range(90)]
+def test_rows_that_were_trained_on_are_not_calibrated_on_whatever_file_they_come_from(
+    run, folder, capsys, tmp_path
+):
+    rows = [
+        {"text": f"{WORDS[i % 5]} {i}", "y": i % 2, "split": "train" if i < 60 else "test"} for i in range(90)
+    ]
     (tmp_path / "trained.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "trained.toml").write_text((folder / "t.toml").read_text().replace("rows.jsonl", "trained.jsonl"))
-    (tmp_path / "m.toml").write_text('[train]\ntasks = ["trained.toml"]\n[eval.trained]\ntasks = ["trained.toml"]\n')
+    (tmp_path / "trained.toml").write_text(
+        (folder / "t.toml").read_text().replace("rows.jsonl", "trained.jsonl")
+    )
+    (tmp_path / "m.toml").write_text(
+        '[train]\ntasks = ["trained.toml"]\n[eval.trained]\ntasks = ["trained.toml"]\n'
+    )
     settings = json.loads((run / "settings.json").read_text())
     (run / "settings.json").write_text(json.dumps(settings | {"mixture": str(tmp_path / "m.toml")}))
-    with pytest.raises(ValueError, match=r"rows.jsonl:1: task 't': .* got 60 of 240 that it was, this one at .*trained.jsonl:1"):
+    with pytest.raises(
+        ValueError,
+        match=r"rows.jsonl:1: task 't': .* got 60 of 240 that it was, this one at .*trained.jsonl:1",
+    ):
         evaluate(run, folder, calibrate=str(folder / "t.toml"), fpr=0.05)
-    assert evaluate(run, folder, calibrate=str(tmp_path / "trained.toml"), fpr=0.1) == 0   # its test rows
+    assert evaluate(run, folder, calibrate=str(tmp_path / "trained.toml"), fpr=0.1) == 0  # its test rows
     assert "cannot be read" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("options, words", [
-    (dict(calibrate="t.toml", score="in.jsonl", task="t.toml"), "one of them"), (dict(threshold=2.0, score="in.jsonl", task="t.toml"), "--threshold"),
-    (dict(calibrate="t.toml", fpr=0.001), "test rows: .*at least 999 negatives"), (dict(score="none.jsonl", task="t.toml"), "none.jsonl"),
-    (dict(calibrate="t.toml", fpr=5.0), "--fpr: expected a rate between 0 and 1, got 5"), (dict(score="-", task="t.toml", resume=True), "no --resume")])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(calibrate="t.toml", score="in.jsonl", task="t.toml"), "one of them"),
+        (dict(threshold=2.0, score="in.jsonl", task="t.toml"), "--threshold"),
+        (dict(calibrate="t.toml", fpr=0.001), "test rows: .*at least 999 negatives"),
+        (dict(score="none.jsonl", task="t.toml"), "none.jsonl"),
+        (dict(calibrate="t.toml", fpr=5.0), "--fpr: expected a rate between 0 and 1, got 5"),
+        (dict(score="-", task="t.toml", resume=True), "no --resume"),
+    ],
+)
 def test_mistakes_are_refused(run, folder, options, words):
-    options = {key: str(folder / value) if isinstance(value, str) and value != "-" else value for key, value in options.items()}
+    options = {
+        key: str(folder / value) if isinstance(value, str) and value != "-" else value
+        for key, value in options.items()
+    }
     with pytest.raises((ValueError, OSError), match=words):
         evaluate(run, folder, **options)
 
@@ -435,10 +591,16 @@ def test_mistakes_are_refused(run, folder, options, words):
 def test_what_can_be_refused_early_is_refused_before_the_model_is_read(run, folder, monkeypatch, tmp_path):
     monkeypatch.setattr("minimon.serve.monitor.load_model", None)
     for options, words in [
-            (dict(calibrate="t.toml", fpr=5.0), "--fpr"), (dict(merge_to=str(tmp_path)), "--merge-to: .* is already there; .*--overwrite"),
-            (dict(score="none.jsonl", task="t.toml"), "none.jsonl"), (dict(attack=True, mixture="m.toml"), "new_domain"),
-            (dict(splits="far", mixture="m.toml"), "--splits: expected some of trained.* got 'far'")]:
-        options = {key: str(folder / value) if isinstance(value, str) and key != "splits" else value for key, value in options.items()}
+        (dict(calibrate="t.toml", fpr=5.0), "--fpr"),
+        (dict(merge_to=str(tmp_path)), "--merge-to: .* is already there; .*--overwrite"),
+        (dict(score="none.jsonl", task="t.toml"), "none.jsonl"),
+        (dict(attack=True, mixture="m.toml"), "new_domain"),
+        (dict(splits="far", mixture="m.toml"), "--splits: expected some of trained.* got 'far'"),
+    ]:
+        options = {
+            key: str(folder / value) if isinstance(value, str) and key != "splits" else value
+            for key, value in options.items()
+        }
         with pytest.raises((ValueError, OSError), match=words):
             evaluate(run, folder, **options)
 
@@ -449,12 +611,28 @@ def test_what_can_be_refused_early_is_refused_before_the_model_is_read(run, fold
 def test_an_adapter_is_what_vllm_accepts(run):
     """What its source asks of adapter_config.json and of the names of tensors; it has not been run."""
     from safetensors.torch import load_file
+
     config = json.loads((run / "adapter_config.json").read_text())
-    assert isinstance(config["r"], int) and config["r"] in (1, 8, 16, 32, 64, 128, 256, 320, 512) and config["lora_alpha"] and config["target_modules"]
-    assert not config.get("modules_to_save") and not config.get("use_dora") and config.get("bias", "none") == "none"
-    assert not config.get("rank_pattern") and not config.get("alpha_pattern")              # it would pass over them in silence
+    assert (
+        isinstance(config["r"], int)
+        and config["r"] in (1, 8, 16, 32, 64, 128, 256, 320, 512)
+        and config["lora_alpha"]
+        and config["target_modules"]
+    )
+    assert (
+        not config.get("modules_to_save")
+        and not config.get("use_dora")
+        and config.get("bias", "none") == "none"
+    )
+    assert not config.get("rank_pattern") and not config.get(
+        "alpha_pattern"
+    )  # it would pass over them in silence
     names = list(load_file(run / "adapter_model.safetensors"))
-    assert names and all(name.startswith("base_model.model.model.layers.") and name.endswith(("lora_A.weight", "lora_B.weight")) for name in names)
+    assert names and all(
+        name.startswith("base_model.model.model.layers.")
+        and name.endswith(("lora_A.weight", "lora_B.weight"))
+        for name in names
+    )
     modules = {name.split(".")[-3] for name in names}
     assert modules <= {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
@@ -465,7 +643,12 @@ def test_two_log_probabilities_give_the_same_P(run, folder):
     load_adapter(model, run)
     task = load_task(folder / "t.toml")
     from minimon.batch import encode_row
+
     yes, no = tokenizer.label_ids(list(task.labels))
     with torch.no_grad():
-        logs = model.logits(model(torch.tensor([encode_row(tokenizer, task, "Sings").ids])))[0, -1].log_softmax(-1)
-    assert 1 / (1 + math.exp(logs[no] - logs[yes])) == pytest.approx(score(model, tokenizer, task, ["Sings"])[0, 0].item(), abs=1e-5)
+        logs = model.logits(model(torch.tensor([encode_row(tokenizer, task, "Sings").ids])))[
+            0, -1
+        ].log_softmax(-1)
+    assert 1 / (1 + math.exp(logs[no] - logs[yes])) == pytest.approx(
+        score(model, tokenizer, task, ["Sings"])[0, 0].item(), abs=1e-5
+    )

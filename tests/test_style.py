@@ -27,8 +27,8 @@ RUNTIME = {"torch", "tokenizers", "safetensors", "numpy", "jinja2", "huggingface
 EXTRAS = {  # packages that one file alone imports
     "report/figure.py": {"matplotlib"},
     "study/figures.py": {"matplotlib"},
-    "serve/control_arena.py": {"control_arena", "inspect_ai"},
-    "serve/inspect_scorer.py": {"inspect_ai"},
+    "serve/control_arena.py": {"control_arena", "inspect_ai", "anyio"},  # anyio comes with inspect_ai
+    "serve/inspect_scorer.py": {"inspect_ai", "anyio"},
     "run/tensorboard.py": {"tensorboard"},
 }
 

@@ -13,7 +13,6 @@ from functools import cache
 from anyio import to_thread
 from control_arena import control_agent
 from control_arena.monitor import MonitorResponse, monitor
-from pydantic import Field
 
 from minimon.serve.inspect_scorer import turns_of
 from minimon.serve.monitor import Monitor
@@ -22,12 +21,10 @@ load = cache(Monitor.load)  # one model for all monitors of a run and task
 
 
 @control_agent
-def minimon_monitor_builder(
-    run: str = Field(description="run directory, or any directory with an adapter"),
-    task: str = Field(description="task whose prompt is asked, FILE or FILE#NAME"),
-    device: str = Field(default="cpu", description="cpu, cuda or cuda:N"),
-):
-    """Scores each step's trajectory by a trained monitor."""
+def minimon_monitor_builder(run: str, task: str, device: str = "cpu"):
+    """Scores each step's trajectory by a trained monitor.
+
+    run: directory of the adapter; task: FILE or FILE#NAME; device: cpu, cuda or cuda:N."""
     trained = load(run, task=task, device=device)
 
     @monitor

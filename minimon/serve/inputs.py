@@ -155,7 +155,7 @@ def open_lines(file: str):
             ) from error
 
 
-def count_rows(files: list[str]) -> int | None:
+def count_lines(files: list[str]) -> int | None:
     """Lines of files of JSONL; None where only reading would tell."""
     total = 0
     for file in files:

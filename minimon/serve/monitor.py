@@ -4,7 +4,7 @@ n items, N labels of the task; the positive label is the first.
 """
 
 import threading
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
@@ -25,15 +25,9 @@ from minimon.serve.thresholds import find_calibration, sigmoid, tempered
 from minimon.tasks import Task, load_task
 from minimon.tokenizer import load_tokenizer
 
-DIGITS = (
-    6  # log-odds are rounded to before they are compared and written, so that a decision can be made again
-)
-KINDS = {
-    "seed": int,
-    "epsilon": float,
-    "max_tokens": int,
-    "batch_tokens": int,
-}  # of settings; the others are text
+# log-odds are rounded before they are compared and written: a decision can be made again from what is written
+DIGITS = 6
+NUMBERS = {"seed": int, "epsilon": float, "eval_rows": int, "max_tokens": int, "batch_tokens": int}
 
 
 @dataclass(frozen=True)
@@ -81,7 +75,7 @@ class Monitor:
         self.model, self.tokenizer, self.task = model, tokenizer, task
         self.limit, self.batch_tokens = limit, batch_tokens
         self.threshold, self.temperature = threshold, temperature
-        self.about = {}  # where model and threshold come from, for records of what was scored
+        self.settings, self.adapter, self.calibration = None, None, None  # of the run, see load
         self.lock = threading.Lock()
 
     @classmethod
@@ -120,7 +114,7 @@ class Monitor:
             threshold=entry["threshold"] if entry else threshold,
             temperature=entry["temperature"] if entry else 1.0,
         )
-        monitor.about = {"adapter": adapter, "settings": asdict(settings), "calibration": entry}
+        monitor.settings, monitor.adapter, monitor.calibration = settings, adapter, entry
         return monitor
 
     def score(self, items: list) -> Scored:
@@ -166,9 +160,7 @@ def run_settings(directory: str | Path | None, **given) -> RunSettings:
     if unknown := sorted(set(given) - set(names)):
         raise TypeError(f"expected settings among {', '.join(names)}; got {', '.join(unknown)}")
     if directory is not None and not Path(directory).is_dir():
-        raise FileNotFoundError(
-            f"--adapter: expected a directory, found none at {directory}; train.py writes one"
-        )
+        raise ValueError(f"--adapter: expected a directory, found none at {directory}; train.py writes one")
     path = Path(directory or "") / "settings.json"
     saved = read_json(path) if directory is not None and path.is_file() else {}
     found, problems = {"date": date.today().isoformat()}, []
@@ -177,7 +169,7 @@ def run_settings(directory: str | Path | None, **given) -> RunSettings:
         value = saved.get(name) if value is None else value
         if value is None:
             continue
-        if type(value) is not KINDS.get(name, str):
+        if type(value) is not NUMBERS.get(name, str):
             problems.append(f"{name} = {value!r}")
         found[name] = value
     settings = RunSettings(**found)

@@ -2,14 +2,13 @@
 
 A line is {"id", "log_odds", "P", "decision"} of the task's first label, with more where there is more to say:
 "by_label" and "likeliest" of three labels or more, "left_out" tokens of a text that was too long, "file" of
-several, "skipped" with a reason. Beside a file of scores lies FILE.about.json: hashes of adapter, base and
-input, the task, the threshold and where it comes from. --resume goes on only where these are the same."""
+several, "skipped" with a reason. Beside a file of scores lies FILE.about.json: hashes of adapter, task
+and input, the threshold and where it comes from. --resume goes on only where these are the same."""
 
 import hashlib
 import json
 import os
 import queue
-import sys
 import threading
 from contextlib import nullcontext
 from itertools import islice
@@ -18,39 +17,42 @@ from pathlib import Path
 import numpy as np
 
 from minimon.files import read_json, sha256, write_json
-from minimon.run.cli import check_output, progress
+from minimon.run.cli import check_output
 from minimon.run.processes import dealing, from_first, rank, size
-from minimon.serve.inputs import STDIN, count_rows, read_items
+from minimon.serve.inputs import STDIN, read_items
 
-FIRST_ROWS, CHUNK_ROWS, CHUNK_CHARS = (
-    8,
-    256,
-    2**20,
-)  # scored together; the first few, so that scores come at once
+CHUNK_ROWS, CHUNK_CHARS = 256, 2**20  # scored together at most, or one row
+FIRST_ROWS = 8  # of the first chunk, so that scores come at once
 
 
-def score_stream(monitor, files: list[str], out=None, *, resume=False, overwrite=False, with_text=False):
-    """Scores the rows of files (inputs.input_files) into the file `out`, or to standard output.
+def score_stream(
+    monitor, files: list[str], out, *, resume=False, overwrite=False, with_text=False, on_rows=None
+) -> bool:
+    """Scores the rows of files (inputs.input_files) into the file named `out`, or into an open stream.
 
-    Several processes share the work, the first of them writes. Raises ValueError naming file and line; what
-    came before it is scored first."""
-    items, done, stream = read_items(files, monitor.task), 0, nullcontext(sys.stdout)
-    if out:
+    -> False where `resume` finds all of it done. Several processes share the work, the first of them writes.
+    on_rows(n): n more rows are done. Raises ValueError naming file and line; what came before it is scored
+    first."""
+    items, done, stream = read_items(files, monitor.task), 0, nullcontext(out)
+    if isinstance(out, (str, Path)):
         about = about_scores(monitor, files) | {"with_text": with_text}
         done = from_first(lambda: prepare(Path(out), about, resume, overwrite))
         if done is None:
-            sys.stderr.write(f"{out}: these scores are finished\n")
-            return
+            return False
         items = islice(items, done, None)
         stream = open(os.devnull if rank() else part_of(out), "a", encoding="utf-8")
+    if on_rows:
+        on_rows(done)
     chunks = live_chunks(items) if files == [STDIN] else chunks_of(items)
-    with stream as target, progress(count_rows(files), done, "score", "row") as bar:
+    with stream as target:
         for lines in score_chunks(monitor, chunks, with_text):
             target.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
             target.flush()
-            bar.update(len(lines))
-    if out:
+            if on_rows:
+                on_rows(len(lines))
+    if isinstance(out, (str, Path)):
         from_first(lambda: finish(Path(out)))
+    return True
 
 
 def score_chunks(monitor, chunks, with_text: bool = False):
@@ -133,19 +135,14 @@ def live_chunks(items):
             for item in items:
                 waiting.put(item)
             waiting.put(end)
-        except (ValueError, OSError) as error:
+        except Exception as error:  # raised again where it is waited for
             waiting.put(error)
 
     threading.Thread(target=read, daemon=True).start()
     last = None
     while last is None:
         chunk, chars = [], 0
-        while (
-            last is None
-            and len(chunk) < CHUNK_ROWS
-            and chars < CHUNK_CHARS
-            and not (chunk and waiting.empty())
-        ):
+        while len(chunk) < CHUNK_ROWS and chars < CHUNK_CHARS and not (chunk and waiting.empty()):
             item = waiting.get()
             if item is end or isinstance(item, Exception):
                 last = item
@@ -171,14 +168,18 @@ def about_of(out) -> Path:
 
 def about_scores(monitor, files: list[str]) -> dict:
     """What scores follow from."""
-    task = monitor.task
+    task, run = monitor.task, monitor.settings
     shown = [task.prompt, task.prompt_position, list(task.labels), task.text, task.max_chars, task.reasoning]
     return {
-        **monitor.about,
-        "task": {"name": task.name, "sha256": hashlib.sha256(json.dumps(shown).encode("utf-8")).hexdigest()},
+        "adapter": monitor.adapter,
+        "model": run.model,
+        "date": run.date,
+        "max_tokens": run.max_tokens,
         "dtype": str(monitor.model.lm_head.weight.dtype).removeprefix("torch."),
+        "task": {"name": task.name, "sha256": hashlib.sha256(json.dumps(shown).encode("utf-8")).hexdigest()},
         "threshold": None if monitor.threshold is None else str(monitor.threshold),
         "temperature": monitor.temperature,
+        "calibration": monitor.calibration,
         "input": {file: None if file == STDIN else sha256(file) for file in files},
     }
 

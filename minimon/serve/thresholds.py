@@ -142,7 +142,7 @@ def calibrate_run(monitor, directory, *, fpr: float, fit: bool = False, on_rows=
 
     Raises ValueError for a row that the run was trained on, whatever file it comes from: its score says
     nothing about new rows."""
-    task, trained = monitor.task, trained_texts(monitor.about["settings"]["mixture"])
+    task, trained = monitor.task, trained_texts(monitor.settings.mixture)
     rows = calibration_rows(task)
     seen = [row for row in rows if row.text in (trained or {})]
     if seen:
@@ -158,8 +158,8 @@ def calibrate_run(monitor, directory, *, fpr: float, fit: bool = False, on_rows=
     except ValueError as error:
         raise ValueError(f"{task.where}: {rows[0].side} rows: {error}") from error
     entry = {
-        "adapter": monitor.about["adapter"],
-        "model": monitor.about["settings"]["model"],
+        "adapter": monitor.adapter,
+        "model": monitor.settings.model,
         "rows": rows[0].side,
         "rows_cut": int((left_out > 0).sum()),
         "checked": trained is not None,
@@ -220,7 +220,7 @@ def threshold_line(monitor) -> str:
     if monitor.threshold is None:
         advice = "pick one with --calibrate or --threshold"
         return f"no threshold for task {monitor.task.name!r} beside the adapter: decision is null; {advice}"
-    entry = monitor.about["calibration"]
+    entry = monitor.calibration
     source = "--threshold" if entry is None else f"{NAME}, for an FPR of {entry['asked_fpr']:g}"
     return f"decision: log-odds > {monitor.threshold:.6g} ({source})"
 

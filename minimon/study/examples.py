@@ -3,10 +3,9 @@
 import random
 from dataclasses import replace
 
-from minimon.formats.transcript import text_of
 from minimon.tasks import Mixture, Row, Task
 
-CHARS = 1000  # of a text that is shown
+CHARS = 1000  # of a text that are shown
 
 
 def with_examples(mixture: Mixture, count: int) -> Mixture:
@@ -37,7 +36,5 @@ def showing(task: Task, tested: list[Row], count: int) -> Task:
     rng.shuffle(examples)
     parts = [task.prompt, "Examples:"]
     for row in examples:
-        parts.append(
-            f"Text: {text_of({'text': row.text}, 'text', row.where, CHARS)}\nAnswer: {names[row.label]}"
-        )
+        parts.append(f"Text: {row.text[:CHARS]}\nAnswer: {names[row.label]}")
     return replace(task, prompt="\n\n".join(parts))
