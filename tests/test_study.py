@@ -192,6 +192,8 @@ def test_a_budget_leaves_out_the_last_cells(world):
     assert tokens["written"] == 4 * 4  # the thinking split's rows and tokens
     labelled = replace(cells[0], flags="--labels self")
     assert tokens_of(labelled, speed)["written"] == 4 * 4 + 24 * 4
+    few = replace(cells[0], flags="--labels self --cap 4 --eval-rows 2")
+    assert tokens_of(few, speed)["written"] == 2 * 4 + 8 * 4
     hours = tokens["trained"] / 3600
     kept, arithmetic = fit_in(cells, speed, 1, None)
     assert kept == cells and "for 3 cells, 1 at a time" in arithmetic and "leaves out" not in arithmetic

@@ -50,6 +50,9 @@ def measure_speed(model, tokenizer, task: Task) -> Speed:
 def tokens_of(cell: Cell, speed: Speed) -> dict[str, float]:
     """{"trained", "read", "written"}: of the adapter alone, since all cells share the base's scores."""
     mixture, flags = cell.mixture, DEFAULTS | dict(pairwise(cell.flags.split()))  # the last of a flag counts
+    if "--eval-rows" in flags or "--cap" in flags:
+        eval_rows, cap = (int(flags[name]) if name in flags else None for name in ("--eval-rows", "--cap"))
+        mixture = mixture.restricted(eval_rows=eval_rows, cap=cap)
     steps = int(flags["--steps"]) + int(flags["--instruct-steps"]) * (cell.label == "after")
     trained = steps * int(flags["--batch-size"]) * fmean(map(speed.length, mixture.train))
     found = {"trained": trained, "read": 0.0, "written": 0.0}

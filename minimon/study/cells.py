@@ -133,12 +133,13 @@ class Planner:
         instruct, cells = self.mixture.instruct, []
         shares = {"none": 0.0, "joint": instruct and instruct.fraction, "joint0.75": 0.75}
         for name in self.preset.regimes:
-            flags, mixture = REGIMES[name], self.mixture
+            flags = REGIMES[name]
             if self.preset.label_cap and "--labels" in flags:
                 flags += f" --cap {self.preset.label_cap}"
-                mixture = replace(mixture, cap=self.preset.label_cap)
             if instruct or "--instruct" not in flags:
-                cells.append(self.cell(name, "regime", seed, mixture, flags, label=name, x=shares.get(name)))
+                cells.append(
+                    self.cell(name, "regime", seed, self.mixture, flags, label=name, x=shares.get(name))
+                )
         return cells
 
     def curves(self, seed: int) -> list[Cell]:
