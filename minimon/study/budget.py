@@ -43,7 +43,11 @@ def measure_speed(model, tokenizer, task: Task) -> Speed:
     started = time.time()
     generate(model, ids, max_new_tokens=WRITTEN, stop_ids=set())
     writing = WRITTEN * len(rows) / (time.time() - started)
-    per_second = {"trained": reading / TRAINED, "read": reading, "written": writing}
+    per_second = {
+        "trained": reading / TRAINED,
+        "read": reading,
+        "written": writing,
+    }
     return Speed(tokens / sum(len(task.prompt + row.text) for row in rows), per_second)
 
 
@@ -55,7 +59,11 @@ def tokens_of(cell: Cell, speed: Speed) -> dict[str, float]:
         mixture = mixture.restricted(eval_rows=eval_rows, cap=cap)
     steps = int(flags["--steps"]) + int(flags["--instruct-steps"]) * (cell.label == "after")
     trained = steps * int(flags["--batch-size"]) * fmean(map(speed.length, mixture.train))
-    found = {"trained": trained, "read": 0.0, "written": 0.0}
+    found = {
+        "trained": trained,
+        "read": 0.0,
+        "written": 0.0,
+    }
     for split, groups in mixture.splits.items():
         for tasks in groups.values():
             for task in tasks:
@@ -69,7 +77,12 @@ def tokens_of(cell: Cell, speed: Speed) -> dict[str, float]:
     return found
 
 
-def fit_in(cells: list[Cell], speed: Speed, jobs: int, budget: float | None) -> tuple[list[Cell], str]:
+def fit_in(
+    cells: list[Cell],
+    speed: Speed,
+    jobs: int,
+    budget: float | None,
+) -> tuple[list[Cell], str]:
     """The first cells that fit into `budget` hours, all without one; and the arithmetic, a table in markdown."""
     kept, spent, by_kind = [], 0.0, {}
     for cell in cells:
