@@ -187,11 +187,13 @@ def test_a_budget_leaves_out_the_last_cells(world):
     ]
     speed = Speed(1.0, {"trained": 1.0, "read": 1e9, "written": 1e9})  # a token is a character
     tokens = tokens_of(cells[0], speed)
-    lengths = [len(task.prompt) + len(task.rows[0].text) for task in mixture.train]
+    lengths = [len(task.prompt + row.text) for task in mixture.train for row in task.rows]
     assert tokens["trained"] == pytest.approx(20 * 6 * np.mean(lengths))  # the last of a flag counts
     assert tokens["written"] == 4 * 4  # the thinking split's rows and tokens
     labelled = replace(cells[0], flags="--labels self")
     assert tokens_of(labelled, speed)["written"] == 4 * 4 + 24 * 4
+    few = replace(cells[0], flags="--labels self --cap 4 --eval-rows 2")
+    assert tokens_of(few, speed)["written"] == 2 * 4 + 8 * 4
     hours = tokens["trained"] / 3600
     kept, arithmetic = fit_in(cells, speed, 1, None)
     assert kept == cells and "for 3 cells, 1 at a time" in arithmetic and "leaves out" not in arithmetic
@@ -211,6 +213,7 @@ class InProcess(study.Children):
 
     codes: dict = {}
     done: list = []
+    trains = True
 
     def run(self, command, log, env=None):
         name = command[command.index("--out") + 1].split("/")[-1]
@@ -222,6 +225,8 @@ class InProcess(study.Children):
                 file.write("loading\nerror: no such thing\n")
             return self.codes[name]
         self.done.append(name)
+        if not self.trains:
+            return 0
         few = ["--steps", "2", "--batch-size", "4", "--instruct-steps", "1"]
         return train.main(parse(train.Settings, [*command[2:], *few]))
 
@@ -270,8 +275,11 @@ def test_a_study_that_was_stopped_goes_on_and_reports(world, tmp_path, children,
     assert study.main(of(world, tmp_path, results=True)) == 0
 
 
-def test_a_cell_that_fails_says_so_at_once_and_the_others_go_on(world, tmp_path, children, capsys):
+def test_a_cell_that_fails_says_so_at_once_and_the_others_go_on(
+    world, tmp_path, children, capsys, monkeypatch
+):
     children.codes["none-seed0"] = 2
+    monkeypatch.setattr(children, "trains", False)
     assert study.main(of(world, tmp_path, parts="regimes,scarce", side_seeds=1)) == 2
     errors = capsys.readouterr().err
     assert (

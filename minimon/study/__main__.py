@@ -141,7 +141,12 @@ class Study:
                     self.ended(futures[future], future.result())
                     bar.update()
 
-    def run_cell(self, cell: Cell, children: Children, env: dict[str, str]) -> int:
+    def run_cell(
+        self,
+        cell: Cell,
+        children: Children,
+        env: dict[str, str],
+    ) -> int:
         self.directory(cell).mkdir(parents=True, exist_ok=True)
         command = [
             sys.executable,
@@ -183,7 +188,11 @@ class Study:
         runs = [self.runs[cell.name] for cell in self.cells if cell.name in self.runs]
         path = self.out / "baselines.json"
         numbers = results(runs, read_json(path) if path.exists() else {}, self.trained)
-        about = {"model": self.preset.model, "mixture": self.preset.mixture, "train": self.preset.train}
+        about = {
+            "model": self.preset.model,
+            "mixture": self.preset.mixture,
+            "train": self.preset.train,
+        }
         about |= {"cells": len(runs), "planned": len(self.cells)}
         write_json(self.out / "results.json", {**about, **numbers})
         write_text(self.out / "results.md", text(numbers))

@@ -71,7 +71,11 @@ def measure_attacks(
 ) -> list[dict]:
     """A line an attack, base and adapter side by side; see attack_rows. on_rows(n): n more of 2 x attacks x rows are scored."""
     attacked = {}
-    options = {"limit": limit, "batch_tokens": batch_tokens, "on_rows": on_rows}
+    options = {
+        "limit": limit,
+        "batch_tokens": batch_tokens,
+        "on_rows": on_rows,
+    }
     for task, rows in attacked_rows(mixture):
         labels = np.array([row.label for row in rows], dtype=int)
         clusters = np.array([row.text for row in rows], dtype=object)
@@ -106,7 +110,11 @@ def effect_of(plain: list[Scores], attacked: list[Scores], which: str) -> dict:
         shifts += list(after.P(which)[:, 0] - before.P(which)[:, 0])
         areas.append(auroc(z, after.positives))
         hidden.append(auroc(np.where(after.positives, z, before.of(which)[:, 0]), after.positives))
-    return {"shift": mean(shifts), "auroc": mean(areas), "auroc_hidden": mean(hidden)}
+    return {
+        "shift": mean(shifts),
+        "auroc": mean(areas),
+        "auroc_hidden": mean(hidden),
+    }
 
 
 def mean(values: list) -> float | None:

@@ -43,16 +43,27 @@ def measure_speed(model, tokenizer, task: Task) -> Speed:
     started = time.time()
     generate(model, ids, max_new_tokens=WRITTEN, stop_ids=set())
     writing = WRITTEN * len(rows) / (time.time() - started)
-    per_second = {"trained": reading / TRAINED, "read": reading, "written": writing}
+    per_second = {
+        "trained": reading / TRAINED,
+        "read": reading,
+        "written": writing,
+    }
     return Speed(tokens / sum(len(task.prompt + row.text) for row in rows), per_second)
 
 
 def tokens_of(cell: Cell, speed: Speed) -> dict[str, float]:
     """{"trained", "read", "written"}: of the adapter alone, since all cells share the base's scores."""
     mixture, flags = cell.mixture, DEFAULTS | dict(pairwise(cell.flags.split()))  # the last of a flag counts
+    if "--eval-rows" in flags or "--cap" in flags:
+        eval_rows, cap = (int(flags[name]) if name in flags else None for name in ("--eval-rows", "--cap"))
+        mixture = mixture.restricted(eval_rows=eval_rows, cap=cap)
     steps = int(flags["--steps"]) + int(flags["--instruct-steps"]) * (cell.label == "after")
     trained = steps * int(flags["--batch-size"]) * fmean(map(speed.length, mixture.train))
-    found = {"trained": trained, "read": 0.0, "written": 0.0}
+    found = {
+        "trained": trained,
+        "read": 0.0,
+        "written": 0.0,
+    }
     for split, groups in mixture.splits.items():
         for tasks in groups.values():
             for task in tasks:
@@ -66,7 +77,12 @@ def tokens_of(cell: Cell, speed: Speed) -> dict[str, float]:
     return found
 
 
-def fit_in(cells: list[Cell], speed: Speed, jobs: int, budget: float | None) -> tuple[list[Cell], str]:
+def fit_in(
+    cells: list[Cell],
+    speed: Speed,
+    jobs: int,
+    budget: float | None,
+) -> tuple[list[Cell], str]:
     """The first cells that fit into `budget` hours, all without one; and the arithmetic, a table in markdown."""
     kept, spent, by_kind = [], 0.0, {}
     for cell in cells:

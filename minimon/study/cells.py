@@ -107,12 +107,26 @@ class Planner:
     mixture: Mixture
     out: Path
 
-    def cell(self, name: str, kind: str, seed: int, mixture: Mixture, flags: str = "", **fields) -> Cell:
+    def cell(
+        self,
+        name: str,
+        kind: str,
+        seed: int,
+        mixture: Mixture,
+        flags: str = "",
+        **fields,
+    ) -> Cell:
         fields = {"model": self.preset.model, **fields}
         flags = f"{self.preset.train} {flags}"
         return Cell(f"{name}-seed{seed}", kind, seed, mixture=mixture, flags=flags, **fields)
 
-    def derive(self, name: str, train: list[Task], cap: int | None, splits: dict) -> Mixture:
+    def derive(
+        self,
+        name: str,
+        train: list[Task],
+        cap: int | None,
+        splits: dict,
+    ) -> Mixture:
         """A mixture like the study's with other training tasks and splits, and its file."""
         path = self.out / "mixtures" / f"{name}.toml"
         mixture = replace(self.mixture, name=name, path=path, train=train, cap=cap, splits=splits)
@@ -131,14 +145,19 @@ class Planner:
 
     def regimes(self, seed: int) -> list[Cell]:
         instruct, cells = self.mixture.instruct, []
-        shares = {"none": 0.0, "joint": instruct and instruct.fraction, "joint0.75": 0.75}
+        shares = {
+            "none": 0.0,
+            "joint": instruct and instruct.fraction,
+            "joint0.75": 0.75,
+        }
         for name in self.preset.regimes:
-            flags, mixture = REGIMES[name], self.mixture
+            flags = REGIMES[name]
             if self.preset.label_cap and "--labels" in flags:
                 flags += f" --cap {self.preset.label_cap}"
-                mixture = replace(mixture, cap=self.preset.label_cap)
             if instruct or "--instruct" not in flags:
-                cells.append(self.cell(name, "regime", seed, mixture, flags, label=name, x=shares.get(name)))
+                cells.append(
+                    self.cell(name, "regime", seed, self.mixture, flags, label=name, x=shares.get(name))
+                )
         return cells
 
     def curves(self, seed: int) -> list[Cell]:
@@ -179,13 +198,20 @@ class Planner:
     def scarce(self, seed: int) -> list[Cell]:
         """A few labelled rows of a held-out domain, from the base and from the classification adapter of its seed."""
         cells, flags, first = [], f"{self.preset.side_train} --batch-size 8", f"none-seed{seed}"
-        starts = {"base": None, "adapter": first} if "regimes" in self.preset.parts else {"base": None}
+        starts = {"base": None}
+        if "regimes" in self.preset.parts:
+            starts["adapter"] = first
         for domain, tasks in self.held_out():
             for count in self.preset.labelled:
                 name, cap = f"scarce-{plain(domain)}-{count or 'all'}", count and max(2, count // len(tasks))
                 mixture = self.derive(name, tasks, cap, {"trained": {"": tasks}})
                 for start, after in starts.items():
-                    about = {"label": domain, "x": count, "start": start, "after": after}
+                    about = {
+                        "label": domain,
+                        "x": count,
+                        "start": start,
+                        "after": after,
+                    }
                     cells.append(self.cell(f"{name}-{start}", "scarce", seed, mixture, flags, **about))
         return cells
 

@@ -63,7 +63,11 @@ def around(numbers: dict) -> dict[str, Series]:
     return found
 
 
-def of_regimes(numbers: dict, regimes: tuple[str, ...], split: str) -> Series:
+def of_regimes(
+    numbers: dict,
+    regimes: tuple[str, ...],
+    split: str,
+) -> Series:
     series = {}
     for regime in regimes:
         for place, entry in numbers["regimes"].get(regime, {}).items():
@@ -82,7 +86,12 @@ def of_curve(points: list[dict]) -> Series:
     return series
 
 
-def panel(axis, title: str, series: Series, joined: bool) -> None:
+def panel(
+    axis,
+    title: str,
+    series: Series,
+    joined: bool,
+) -> None:
     """Effects with their intervals; the series beside each other, or each joined by a line."""
     if not series:
         return axis.set_axis_off()

@@ -49,7 +49,12 @@ class Run:
         groups = self.scores[place.split]
         return [task for name, tasks in groups.items() if place.group in (None, name) for task in tasks]
 
-    def level(self, which: str, place: Place, key: str = "auroc") -> Level:
+    def level(
+        self,
+        which: str,
+        place: Place,
+        key: str = "auroc",
+    ) -> Level:
         """which: base | adapter."""
         tasks = self.tasks(place)
         if place not in self.drawn:
@@ -79,7 +84,12 @@ def difference(more: list[Level], less: list[Level] | None = None) -> dict:
     return {**found, "seeds": points}
 
 
-def level(runs: list[Run], which: str, place: Place, key: str = "auroc") -> dict:
+def level(
+    runs: list[Run],
+    which: str,
+    place: Place,
+    key: str = "auroc",
+) -> dict:
     return difference([run.level(which, place, key) for run in runs])
 
 
@@ -176,7 +186,10 @@ def verdict(asked: list[dict]) -> str:
     return "not shown" if possible < MARGIN else "not answerable at this size"
 
 
-def old_question(runs: list[Run], trained: dict[str, dict[str, int]]) -> dict:
+def old_question(
+    runs: list[Run],
+    trained: dict[str, dict[str, int]],
+) -> dict:
     """Place -> the share of pairs that get the trained question's label, of those where it differs from the new one's.
 
     Of base, adapter and their difference. trained: task of new_prompt -> hash of a text -> the trained question's label."""
@@ -188,7 +201,10 @@ def old_question(runs: list[Run], trained: dict[str, dict[str, int]]) -> dict:
     return found
 
 
-def as_trained(run: Run, trained: dict[str, dict[str, int]]) -> dict[str, list[Scores]]:
+def as_trained(
+    run: Run,
+    trained: dict[str, dict[str, int]],
+) -> dict[str, list[Scores]]:
     """The pairs of new_prompt on which the two questions differ, the trained one's label taken as the right one."""
     groups = {}
     for group, tasks in run.scores.get("new_prompt", {}).items():
@@ -197,6 +213,10 @@ def as_trained(run: Run, trained: dict[str, dict[str, int]]) -> dict[str, list[S
             differs = (old >= 0) & (old != task.labels)
             if differs.any():
                 kept = {name: getattr(task, name)[differs] for name in ("clusters", "base", "adapter")}
-                kept |= {"shares": {}, "references": {}, "left_out": None}
+                kept |= {
+                    "shares": {},
+                    "references": {},
+                    "left_out": None,
+                }
                 groups.setdefault(group, []).append(replace(task, labels=old[differs], **kept))
     return groups

@@ -72,7 +72,12 @@ def questions(found: list[dict]) -> list[dict]:
                 f"{answer['measure']} {shown(answer)}" for answer in asked if answer is not whole[0]
             )
             answer = sentence.format(VERBS[whole[0]["verdict"]]) + (f" ({others})" if others else "")
-            row = {"question": number, "title": title, "answer": answer, "mean": whole[0]["mean"]}
+            row = {
+                "question": number,
+                "title": title,
+                "answer": answer,
+                "mean": whole[0]["mean"],
+            }
             rows.append({**row, "ci95": whole[0]["ci95"], "verdict": verdict(asked)})
     return rows
 
@@ -229,7 +234,11 @@ def text(numbers: dict) -> str:
     judged = {}
     for name, entry in numbers["inter_task"].items():
         above = f"{sum(entry['generalizes'])} of {len(entry['seeds'])}"
-        judged[name] = {"base": entry["base"], "mean": entry, "above epsilon": above}
+        judged[name] = {
+            "base": entry["base"],
+            "mean": entry,
+            "above epsilon": above,
+        }
     tables.append(
         grid("Inter-task generalization: mean performance over new pairs", "regime", judged, sign="")
     )
@@ -256,7 +265,12 @@ def text(numbers: dict) -> str:
     return "\n\n".join(["# Results of the study", intro, *filter(None, tables)]) + "\n"
 
 
-def grid(title: str, corner: str, rows: dict[str, dict], sign: str = "+") -> str:
+def grid(
+    title: str,
+    corner: str,
+    rows: dict[str, dict],
+    sign: str = "+",
+) -> str:
     """A heading and a table in markdown: row -> column -> what stands there. Nothing without rows."""
     columns = [name for name in dict.fromkeys(name for row in rows.values() for name in row) if name != "x"]
     lines = [[corner, *columns], ["---"] * (1 + len(columns))]

@@ -34,7 +34,15 @@ class SelfLabel:
     gold: str
 
 
-def training_rows(settings, mixture: Mixture, model, tokenizer, directory: Path, *, limit=NO_LIMIT):
+def training_rows(
+    settings,
+    mixture: Mixture,
+    model,
+    tokenizer,
+    directory: Path,
+    *,
+    limit=NO_LIMIT,
+):
     """Task name -> rows, with gold labels or the base's own; and how good the latter are (None for gold ones).
 
     settings: train.py's. Self labels are written to labels.jsonl of the run directory, where a run that goes on reads them."""
