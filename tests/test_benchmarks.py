@@ -110,10 +110,9 @@ def test_minimon_computes_hardly_more_than_the_needed_tokens_of_real_rows(world,
     benchmark, o, inputs = real_rows(world, tmp_path, "--batch-size", "12", "--group-size", "6")
     for work in ("train", "score"):
         side = benchmark["SIDES"][work]["minimon"](o, tmp_path)
-        result = benchmark["summary"](
-            tmp_path, work, "float32", 1, {"minimon": [side]}, inputs["needed"][work]
-        )
+        result = benchmark["summary"](tmp_path, work, "float32", 1, {"minimon": [side]}, inputs)
         assert result["sides"]["minimon"]["needed_over_computed"] >= 0.97
+        assert result["rows"] == (24 if work == "train" else inputs["timed_rows"]["score"])
         assert 0 < result["sides"]["minimon"]["utilisation"] and "minimon" in benchmark["table"](result)
 
 
@@ -124,7 +123,7 @@ def test_all_sides_of_real_rows_agree(work, world, tmp_path):
     benchmark, o, inputs = real_rows(world, tmp_path)
     sides = {name: [side(o, tmp_path)] for name, side in benchmark["SIDES"][work].items()}
     assert list(sides) == ["minimon", "peer, best", "peer, packed"]
-    result = benchmark["summary"](tmp_path, work, "float32", 1, sides, inputs["needed"][work])
+    result = benchmark["summary"](tmp_path, work, "float32", 1, sides, inputs)
     assert result["agree"] and result["ratio_memory"] > 0, benchmark["table"](result)
     for side in list(result["sides"].values())[1:]:
         assert (

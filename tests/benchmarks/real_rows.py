@@ -96,7 +96,7 @@ def main(argv=None) -> dict:
             for threads in o.threads:
                 for work in o.work:
                     sides = run_sides(o, given, Path(folder), work, dtype, threads)
-                    results.append(summary(Path(folder), work, dtype, threads, sides, inputs["needed"][work]))
+                    results.append(summary(Path(folder), work, dtype, threads, sides, inputs))
     result = {"torch": torch.__version__, "device": o.device, "cores": os.cpu_count(), "results": results}
     result |= {key: getattr(o, key) for key in ("steps", "batch_size", "group_size", "r", "rounds")}
     print(json.dumps(result) if o.json else "\n\n".join(map(table, results)))
@@ -152,7 +152,8 @@ def write_inputs(folder: Path, o) -> dict:
     model = load_model(o.model)
     common.write_adapter(folder / "adapter", model, o.r, o.model)
     rows = Rows(o, model.config)
-    steps, questions, needed = [], [], {"train": 0, "score": 0}
+    steps, questions = [], []
+    needed, timed_rows = {"train": 0, "score": 0}, {"train": 0, "score": 0}
     for number, groups in enumerate(rows.steps):
         steps.append({"rows": [], "answers": []})
         for group in groups:
@@ -161,11 +162,13 @@ def write_inputs(folder: Path, o) -> dict:
             steps[-1]["answers"] += [rows.label_ids[group.task.name][row.label] for row in group.rows]
             if number:  # the first step is not timed
                 needed["train"] += needed_tokens(ids)
+                timed_rows["train"] += len(ids)
     for task, asked in rows.questions:
         ids = rows.encode(task, asked)
         questions.append({"rows": ids, "labels": task_label_ids(rows.tokenizer, task)})
         needed["score"] += needed_tokens(ids)
-    inputs = {"steps": steps, "questions": questions, "needed": needed}
+        timed_rows["score"] += len(ids)
+    inputs = {"steps": steps, "questions": questions, "needed": needed, "timed_rows": timed_rows}
     (folder / "rows.json").write_text(json.dumps(inputs))
     return inputs
 
@@ -432,12 +435,20 @@ def median_seconds(o, product, weights, repeats: int = 4) -> float:
 # ---- the table -------------------------------------------------------------------------------------------------------
 
 
-def summary(folder: Path, work, dtype, threads, sides: dict[str, list[dict]], needed: int) -> dict:
+def summary(folder: Path, work, dtype, threads, sides: dict[str, list[dict]], inputs: dict) -> dict:
     """One work in one dtype with so many threads: medians of the rounds, and minimon over the peers."""
-    result = {"work": work, "dtype": dtype, "threads": threads, "needed_tokens": needed, "sides": {}}
+    rows, needed = inputs["timed_rows"][work], inputs["needed"][work]
+    result = {
+        "work": work,
+        "dtype": dtype,
+        "threads": threads,
+        "rows": rows,
+        "needed_tokens": needed,
+        "sides": {},
+    }
     for name, rounds in sides.items():
         failed = [found for found in rounds if "error" in found]
-        result["sides"][name] = failed[0] if failed else side_summary(rounds, needed)
+        result["sides"][name] = failed[0] if failed else side_summary(rounds, rows, needed)
     ours = result["sides"]["minimon"]
     if "error" in ours:
         return result
@@ -466,14 +477,14 @@ def summary(folder: Path, work, dtype, threads, sides: dict[str, list[dict]], ne
     return result
 
 
-def side_summary(rounds: list[dict], needed: int) -> dict:
+def side_summary(rounds: list[dict], rows: int, needed: int) -> dict:
     def median(key):
         return statistics.median(found[key] for found in rounds)
 
     side = {key: median(key) for key in ("seconds", "cpu_seconds", "system_share", "peak_bytes")}
     side["spread"] = [min(found["seconds"] for found in rounds), max(found["seconds"] for found in rounds)]
     side |= {
-        "rows_per_second": len(rounds[0]["value"]) / side["seconds"],
+        "rows_per_second": rows / side["seconds"],
         "needed_tokens_per_second": needed / side["seconds"],
         "computed_tokens": rounds[0]["tokens"],
         "needed_over_computed": needed / rounds[0]["tokens"],
