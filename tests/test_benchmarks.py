@@ -93,3 +93,79 @@ def test_the_flops_needed_are_those_of_the_matrix_products(load):
         value for name, value in counter.get_flop_counts()["Global"].items() if "attention" not in str(name)
     )
     assert counted == 2 * (need.base + need.lora + need.head)
+
+
+def real_rows(world, tmp_path, *more):
+    """The module, its options on the small world, and what the sides take."""
+    benchmark = runpy.run_path(str(FOLDER / "real_rows.py"))
+    given = ["--model", str(world / "base"), "--mixture", str(world / "m.toml"), "--threads", "1", "--r", "4"]
+    given += ["--steps", "2", "--batch-size", "6", "--group-size", "3", "--peer-batch", "4"]
+    o = benchmark["options"]([*given, *more])
+    inputs = benchmark["write_inputs"](tmp_path, o)
+    o.dtype = "float32"
+    return benchmark, o, inputs
+
+
+def test_minimon_computes_hardly_more_than_the_needed_tokens_of_real_rows(world, tmp_path):
+    benchmark, o, inputs = real_rows(world, tmp_path, "--batch-size", "12", "--group-size", "6")
+    for work in ("train", "score"):
+        side = benchmark["SIDES"][work]["minimon"](o, tmp_path)
+        result = benchmark["summary"](tmp_path, work, "float32", 1, {"minimon": [side]}, inputs)
+        assert result["sides"]["minimon"]["needed_over_computed"] >= 0.97
+        assert result["rows"] == (24 if work == "train" else inputs["timed_rows"]["score"])
+        assert 0 < result["sides"]["minimon"]["utilisation"] and "minimon" in benchmark["table"](result)
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize("work", ["train", "score"])
+def test_all_sides_of_real_rows_agree(work, world, tmp_path):
+    pytest.importorskip("peft")
+    benchmark, o, inputs = real_rows(world, tmp_path)
+    sides = {name: [side(o, tmp_path)] for name, side in benchmark["SIDES"][work].items()}
+    assert list(sides) == ["minimon", "peer, best", "peer, packed"]
+    result = benchmark["summary"](tmp_path, work, "float32", 1, sides, inputs)
+    assert result["agree"] and result["ratio_memory"] > 0, benchmark["table"](result)
+    for side in list(result["sides"].values())[1:]:
+        assert (
+            side["difference"] < 1e-4 and side["needed_over_computed"] < 1
+        )  # prompts stand before every row
+
+
+def test_products_are_counted_with_their_shapes_and_only_those_of_the_base(load):
+    from minimon.lora import add_lora
+    from minimon.model import Decoder
+
+    benchmark = load("real_rows")
+    common = benchmark["common"]
+    o = common.options("", SMALL, {})
+    model = Decoder(common.config_of(o)).requires_grad_(False)
+    add_lora(model, o.r, 2 * o.r)
+    counter = benchmark["ProductCounter"](model)
+    model(torch.ones(2, 9, dtype=torch.long)).sum().backward()
+    counter.stop()
+    need = common.Need(common.config_of(o), 0, 9, 2, o.r)
+    at_all_positions = need.base + 16 * (
+        2 * 64 * 64 + 3 * 64 * 128
+    )  # `Need` counts the last block at two of 18
+    _, flops = counter.measure(o)
+    assert counter.tokens == 18 and flops == 2 * (2 * at_all_positions - need.first)
+
+
+@pytest.mark.slow
+def test_real_rows_is_a_command_whose_sides_are_processes(world):
+    command = [
+        sys.executable,
+        FOLDER / "real_rows.py",
+        "--model",
+        world / "base",
+        "--mixture",
+        world / "m.toml",
+    ]
+    command += ["--threads", "1", "--dtype", "float32", "bfloat16", "--steps", "1", "--batch-size", "6"]
+    done = subprocess.run([*command, "--no-peers", "--json"], capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout)["results"]
+    assert [(result["dtype"], result["work"]) for result in results] == [
+        (dtype, work) for dtype in ("float32", "bfloat16") for work in ("train", "score")
+    ]
+    assert results[2]["sides"]["minimon"]["gradient_error"] < 0.2

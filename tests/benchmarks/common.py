@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from minimon.checkpoint import load_model  # noqa: E402
 from minimon.hf.families import config_from_dict  # noqa: E402
-from minimon.lora import add_lora, adapter_tensors, load_adapter, lora_layers, save_adapter  # noqa: E402
+from minimon.lora import adapter_tensors, add_lora, load_adapter, lora_layers, save_adapter  # noqa: E402
 from minimon.model import Decoder  # noqa: E402
 
 QWEN3 = dict(
@@ -173,23 +173,26 @@ def write_inputs(folder: Path, o) -> None:
     config = {**QWEN3, **SHAPES[o.shape], "dtype": o.dtype, "torch_dtype": o.dtype}
     write_checkpoint(folder / "base", config, getattr(torch, o.dtype))
     with torch.device("meta"):
-        model = Decoder(config_from_dict(config)).requires_grad_(False)
-        add_lora(model, o.r, 2 * o.r)
+        model = Decoder(config_from_dict(config))
+    write_adapter(folder / "adapter", model, o.r, str(folder / "base"))
     g = torch.Generator().manual_seed(1)
+    count = o.prefix + o.batch * (o.suffix + 1)
+    ids = torch.randint(3, config["vocab_size"], (count,), generator=g).tolist()
+    shared, own, answers = ids[: o.prefix], ids[o.prefix : -o.batch], ids[-o.batch :]
+    rows = [shared + own[i : i + o.suffix] for i in range(0, len(own), o.suffix)]
+    (folder / "rows.json").write_text(json.dumps({"rows": rows, "answers": answers}))
+
+
+def write_adapter(directory: Path, model: Decoder, r: int, base: str) -> None:
+    """A random adapter of all linears of `model`, which it is added to."""
+    model.requires_grad_(False)
+    add_lora(model, r, 2 * r)
+    g = torch.Generator().manual_seed(2)
     for layer in lora_layers(model).values():
         for part in (layer.lora_A, layer.lora_B):
-            part.weight = torch.nn.Parameter(
-                torch.empty(part.weight.shape).normal_(std=0.2 * part.weight.shape[1] ** -0.5, generator=g)
-            )
-    save_adapter(model, folder / "adapter", base=str(folder / "base"))
-    draw = torch.randint(
-        3, config["vocab_size"], (o.prefix + o.batch * (o.suffix + 1),), generator=g
-    ).tolist()
-    rows = [
-        draw[: o.prefix] + draw[start : start + o.suffix]
-        for start in range(o.prefix, o.prefix + o.batch * o.suffix, o.suffix)
-    ]
-    (folder / "rows.json").write_text(json.dumps({"rows": rows, "answers": draw[-o.batch :]}))
+            std = 0.2 * part.weight.shape[1] ** -0.5
+            part.weight = torch.nn.Parameter(torch.empty(part.weight.shape).normal_(std=std, generator=g))
+    save_adapter(model, directory, base=base)
 
 
 def write_checkpoint(directory: Path, config: dict, dtype, shard_bytes: int = 2**29) -> None:
@@ -231,26 +234,26 @@ def rows_of(folder: Path, device) -> tuple[list[list[int]], torch.Tensor]:
     return found["rows"], torch.tensor(found["answers"], device=device)
 
 
-def minimon_model(o, folder: Path):
-    model = load_model(folder / "base", dtype=getattr(torch, o.dtype), device=o.device)
+def minimon_model(o, folder: Path, base=None):
+    """The checkpoint at `base`, or the random one in `folder`, with the adapter in `folder`."""
+    model = load_model(base or folder / "base", dtype=getattr(torch, o.dtype), device=o.device)
     load_adapter(model, folder / "adapter")
     for parameter in adapter_tensors(model).values():
         parameter.requires_grad_(True)
     return model
 
 
-def peer_model(o, folder: Path, trainable: bool = False):
-    """transformers with its SDPA attention, peft with its fp32 adapter."""
+def peer_model(o, folder: Path, trainable: bool = False, base=None):
+    """The same in transformers with its SDPA attention, and peft with its fp32 adapter."""
     import peft
     import transformers
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder / "base", dtype=getattr(torch, o.dtype), attn_implementation="sdpa"
-    )
+    options = dict(dtype=getattr(torch, o.dtype), attn_implementation="sdpa")
+    model = transformers.AutoModelForCausalLM.from_pretrained(base or folder / "base", **options)
     return peft.PeftModel.from_pretrained(model.to(o.device), folder / "adapter", is_trainable=trainable)
 
 
-# ---- what is measured --------------------------------------------------------------------------------------------------------
+# ---- what is measured ------------------------------------------------------------------------------------------------
 
 
 def timed(work, o) -> dict:
@@ -285,27 +288,22 @@ def peak_bytes(o) -> int:
     if o.device.startswith("cuda"):
         return torch.cuda.max_memory_allocated()
     if Path("/proc/self/status").exists():
-        return next(
-            int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")
-        )
+        return kilobytes("/proc/self/status", "VmHWM") * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def available() -> float:
     """GB"""
-    found = Path("/proc/meminfo")
-    return (
-        next(
-            (
-                int(line.split()[1]) / 1e6
-                for line in found.read_text().splitlines()
-                if line.startswith("MemAvailable")
-            ),
-            16.0,
-        )
-        if found.exists()
-        else 16.0
-    )
+    path = "/proc/meminfo"
+    return kilobytes(path, "MemAvailable") / 1e6 if Path(path).exists() else 16.0
+
+
+def kilobytes(path: str, name: str) -> int:
+    """Of a line `name: 123 kB` in a file of /proc."""
+    for line in Path(path).read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1])
+    raise ValueError(f"{path}: expected a line {name}, got none")
 
 
 def matrix_rate(o) -> float:
