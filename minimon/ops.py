@@ -18,15 +18,17 @@ class LoRAProduct(Function):
     dA = scaling B' dy x',  dB = scaling dy (A x)',  dx = W' dy + scaling A' B' dy."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float) -> Tensor:
-        low = x.float() @ A.T                                                          # (n, R)
+    def forward(
+        ctx, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float
+    ) -> Tensor:
+        low = x.float() @ A.T  # (n, R)
         ctx.save_for_backward(x, low, weight, A, B)
         ctx.scaling = scaling
         y = F.linear(x, weight, bias)
-        if y.dtype == B.dtype and math.frexp(scaling)[0] == 0.5:                       # times a power of two is exact: one pass
+        if y.dtype == B.dtype and math.frexp(scaling)[0] == 0.5:  # times a power of two is exact: one pass
             y.view(-1, y.shape[-1]).addmm_(low.view(-1, low.shape[-1]), B.T, alpha=scaling)
             return y
-        return (low @ B.T).mul_(scaling).add_(y).to(y.dtype)                           # added in fp32, rounded once
+        return (low @ B.T).mul_(scaling).add_(y).to(y.dtype)  # added in fp32, rounded once
 
     @staticmethod
     @once_differentiable
@@ -34,7 +36,7 @@ class LoRAProduct(Function):
         x, low, weight, A, B = ctx.saved_tensors
         shape = x.shape
         x, low, dy = (a.reshape(-1, a.shape[-1]) for a in (x, low, dy))
-        dlow = (dy.float() @ B).mul_(ctx.scaling)                                      # (n, R)
+        dlow = (dy.float() @ B).mul_(ctx.scaling)  # (n, R)
         dx = None
         if ctx.needs_input_grad[0]:
             dx = dy @ weight
@@ -47,7 +49,7 @@ class Normalize(Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, eps: float) -> Tensor:
-        r = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True).add_(eps))             # (n, 1)
+        r = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True).add_(eps))  # (n, 1)
         ctx.save_for_backward(x, r)
         return x.float() * r
 

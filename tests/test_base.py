@@ -29,7 +29,9 @@ def test_ids_and_logits_equal_those_that_transformers_gave():
     ids, logits = here()
     assert ids == golden["ids"]
     for position, expected in zip(golden["positions"], golden["logits"]):
-        assert (logits[position, :: golden["every"]] - torch.tensor(expected)).abs().max() < 1e-4 * golden["std"]
+        assert (logits[position, :: golden["every"]] - torch.tensor(expected)).abs().max() < 1e-4 * golden[
+            "std"
+        ]
 
 
 @pytest.mark.peers
@@ -42,6 +44,9 @@ def test_ids_and_logits_equal_those_of_transformers():
 
 def test_the_base_decodes_with_a_stop_and_answers_yes_or_no():
     from minimon.generate import generate
+
     tokenizer, model = load_tokenizer(BASE), load_model(BASE)
-    (answer,) = generate(model, [tokenizer.chat(make_base.MESSAGES)], max_new_tokens=8, stop_ids=tokenizer.stop_ids)
+    (answer,) = generate(
+        model, [tokenizer.chat(make_base.MESSAGES)], max_new_tokens=8, stop_ids=tokenizer.stop_ids
+    )
     assert answer.ended and tokenizer.decode(answer.ids) in ("Yes", "No")

@@ -385,7 +385,14 @@ def test_calibration_json(folder):
 def test_labels_jsonl(folder):
     mixture = load_mixture(folder / "m.toml")
     labels = [
-        {"task": "a", "where": f"f:{i}", "log_odds": [0.4, -0.4], "label": "Yes", "well_formed": 1.0, "gold": "No"}
+        {
+            "task": "a",
+            "where": f"f:{i}",
+            "log_odds": [0.4, -0.4],
+            "label": "Yes",
+            "well_formed": 1.0,
+            "gold": "No",
+        }
         for i in range(8)
     ]
     path = folder / "labels.jsonl"

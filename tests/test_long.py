@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from test_model import FAMILIES, loss_and_gradients, plain_answers, rows, same, tiny, ways
-from test_train import ROOT, mixture, report, run, settings  # noqa: F401
+from test_train import ROOT, measured, mixture, report, run, settings  # noqa: F401
 
 import eval as evaluation
 import minimon.attention
@@ -54,9 +54,13 @@ def test_a_row_that_fits_is_left_as_it_is(base):
 
 def test_what_can_not_be_cut_is_refused(base):
     model, tokenizer = base
-    with pytest.raises(ValueError, match=r"home-threaten.*expected room for a text, got 20 tokens.*--max-tokens"):
+    with pytest.raises(
+        ValueError, match=r"home-threaten.*expected room for a text, got 20 tokens.*--max-tokens"
+    ):
         encode_row(tokenizer, TASK, LONG, limit=Limit(20))
-    conversation = Conversation(({"role": "user", "content": LONG}, {"role": "assistant", "content": "Yes"}), "f:7")
+    conversation = Conversation(
+        ({"role": "user", "content": LONG}, {"role": "assistant", "content": "Yes"}), "f:7"
+    )
     with pytest.raises(ValueError, match="f:7: expected at most 50 tokens, got"):
         refuse_long(tokenizer, [conversation], 50)
     refuse_long(tokenizer, [conversation], None)
@@ -83,15 +87,26 @@ def test_cut_rows_are_counted_in_the_log_the_report_and_the_scores(mixture, tmp_
     log = [json.loads(line) for line in (tmp_path / "x/log.jsonl").read_text().splitlines()]
     assert all(0 < line["rows_cut"] <= 12 for line in log)
     splits = report(tmp_path / "x")["splits"]
-    assert all(0 < split["rows_cut"] <= sum(task["n"] for task in split["tasks"]) for split in splits.values())
+    assert all(
+        0 < split["rows_cut"] <= sum(task["n"] for task in split["tasks"]) for split in splits.values()
+    )
     assert "rows were too long and lost their middle" in capsys.readouterr().out
     assert "rows were too long and lost their middle" in (tmp_path / "x/report.md").read_text()
-    assert evaluation.main(evaluation.Settings(adapter=str(tmp_path / "x"), out=str(tmp_path / "again"))) == 0      # the run's own limit
-    assert report(tmp_path / "again") == report(tmp_path / "x")
-    (tmp_path / "t.jsonl").write_text(json.dumps({"text": LONG}) + "\n" + json.dumps({"text": "Dims the lamp"}) + "\n")
+    assert (
+        evaluation.main(evaluation.Settings(adapter=str(tmp_path / "x"), out=str(tmp_path / "again"))) == 0
+    )  # the run's own limit
+    assert report(tmp_path / "again") == measured(tmp_path / "x")
+    (tmp_path / "t.jsonl").write_text(
+        json.dumps({"text": LONG}) + "\n" + json.dumps({"text": "Dims the lamp"}) + "\n"
+    )
     capsys.readouterr()
     task = f"{ROOT}/data/tasks/far.toml#home-threaten"
-    assert evaluation.main(evaluation.Settings(adapter=str(tmp_path / "x"), score=str(tmp_path / "t.jsonl"), task=task)) == 0
+    assert (
+        evaluation.main(
+            evaluation.Settings(adapter=str(tmp_path / "x"), score=str(tmp_path / "t.jsonl"), task=task)
+        )
+        == 0
+    )
     first, second = (json.loads(line) for line in capsys.readouterr().out.strip().splitlines())
     assert first["left_out"] > 1000 and "left_out" not in second
 
@@ -106,7 +121,9 @@ def test_a_run_without_long_rows_counts_none(run):  # noqa: F811
 @ways
 @pytest.mark.parametrize("family", ("qwen3", "windowed"))
 @pytest.mark.parametrize("entries", (1, 40, 200))
-def test_queries_of_long_texts_are_taken_in_pieces_and_give_the_same_in_value_and_gradient(monkeypatch, answers, family, entries):
+def test_queries_of_long_texts_are_taken_in_pieces_and_give_the_same_in_value_and_gradient(
+    monkeypatch, answers, family, entries
+):
     model, ids = tiny(FAMILIES[family]), rows(prefix=9, lengths=(25, 12, 1, 18))
     loss, expected = loss_and_gradients(model, answers(model, ids))
     sizes, masked = [], minimon.attention.masked_attention
@@ -147,10 +164,15 @@ def test_a_window_looks_at_the_keys_that_it_can_see_and_no_others(monkeypatch):
 def test_query_heads_folded_into_the_queries_are_the_same_sum(visible):
     """What CUDA takes, where no fused kernel has a mask and grouped queries in fp32."""
     g = torch.Generator().manual_seed(0)
-    q, k, v = torch.randn(2, 6, 5, 8, generator=g), torch.randn(2, 2, 9, 8, generator=g), torch.randn(2, 2, 9, 8, generator=g)
+    q, k, v = (
+        torch.randn(2, 6, 5, 8, generator=g),
+        torch.randn(2, 2, 9, 8, generator=g),
+        torch.randn(2, 2, 9, 8, generator=g),
+    )
     mask = torch.ones(5, 9, dtype=torch.bool).tril(4) if visible else None
     torch.testing.assert_close(
-        minimon.attention.folded_attention(q, k, v, mask, 0.4), minimon.attention.masked_attention(q, k, v, mask, 0.4)
+        minimon.attention.folded_attention(q, k, v, mask, 0.4),
+        minimon.attention.masked_attention(q, k, v, mask, 0.4),
     )
 
 
@@ -167,13 +189,17 @@ def test_an_out_of_memory_halves_all_batches_that_are_left():
         return [i * 10 for i in batch]
 
     done = list(in_batches([[0, 1, 2], [3, 4, 5, 6, 7], [8, 9, 10, 11, 12]], work))
-    assert [i for batch, _ in done for i in batch] == list(range(13)) and all(found == [i * 10 for i in batch] for batch, found in done)
+    assert [i for batch, _ in done for i in batch] == list(range(13)) and all(
+        found == [i * 10 for i in batch] for batch, found in done
+    )
     assert tried == [3, 5, 3, 2, 3, 2]  # the last batch is not tried in the old size
 
     def never(batch):
         raise torch.OutOfMemoryError
 
-    with pytest.raises(ValueError, match="out of memory with 1 texts at a time; give a lower --batch-tokens or --max-tokens"):
+    with pytest.raises(
+        ValueError, match="out of memory with 1 texts at a time; give a lower --batch-tokens or --max-tokens"
+    ):
         list(in_batches([[0]], never))
     with pytest.raises(ValueError, match="out of memory with 2 texts at a time"):
         list(in_batches([[0, 1]], never, can_halve=False))
@@ -197,7 +223,9 @@ def test_scores_and_answers_are_the_same_where_memory_ran_out(base, monkeypatch)
     assert torch.allclose(again.P, thought.P, atol=1e-5) and torch.equal(formed, formed_again)
 
 
-def test_a_step_that_ran_out_of_memory_is_taken_in_smaller_passes_from_then_on(mixture, tmp_path, monkeypatch):  # noqa: F811
+def test_a_step_that_ran_out_of_memory_is_taken_in_smaller_passes_from_then_on(
+    mixture, tmp_path, monkeypatch
+):  # noqa: F811
     assert train.main(settings(mixture, tmp_path / "whole", steps=2)) == 0
     answer_loss, tried = minimon.steps.answer_loss, []
 
@@ -209,7 +237,10 @@ def test_a_step_that_ran_out_of_memory_is_taken_in_smaller_passes_from_then_on(m
 
     monkeypatch.setattr(minimon.steps, "answer_loss", loss)
     assert train.main(settings(mixture, tmp_path / "halves", steps=2)) == 0
-    logs = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("whole", "halves")]
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+        for name in ("whole", "halves")
+    ]
     assert np.allclose(*[[line["loss"] for line in log] for log in logs], rtol=1e-4)
     failed = max(i for i, rows in enumerate(tried) if rows > 3)
     assert sum(tried[failed + 1 :]) == 2 * 12  # the size that fitted the first step is kept for the second

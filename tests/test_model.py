@@ -4,19 +4,43 @@ import pytest
 import torch
 
 from minimon.batch import common_prefix, pack
-from minimon.hf.families import config_from_dict
 from minimon.generate import generate
-from minimon.lora import add_lora, adapter_tensors, enable_lora, lora_layers, merge_lora
+from minimon.hf.families import config_from_dict
+from minimon.lora import adapter_tensors, add_lora, enable_lora, lora_layers, merge_lora
 from minimon.loss import vocab_token_loss
 from minimon.model import Block, Decoder, RMSNorm
 
-QWEN3 = dict(model_type="qwen3", vocab_size=97, hidden_size=48, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-             num_key_value_heads=2, head_dim=16, max_position_embeddings=256, tie_word_embeddings=True)
-LLAMA = dict(model_type="llama", vocab_size=97, hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-             max_position_embeddings=256)
+QWEN3 = dict(
+    model_type="qwen3",
+    vocab_size=97,
+    hidden_size=48,
+    intermediate_size=64,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    max_position_embeddings=256,
+    tie_word_embeddings=True,
+)
+LLAMA = dict(
+    model_type="llama",
+    vocab_size=97,
+    hidden_size=48,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    max_position_embeddings=256,
+)
 WINDOWED = dict(QWEN3, use_sliding_window=True, sliding_window=6, max_window_layers=1)
 PHI3 = dict(LLAMA, model_type="phi3")
-GRANITE = dict(LLAMA, model_type="granite", embedding_multiplier=3.0, residual_multiplier=0.5, logits_scaling=4.0, attention_multiplier=0.2)
+GRANITE = dict(
+    LLAMA,
+    model_type="granite",
+    embedding_multiplier=3.0,
+    residual_multiplier=0.5,
+    logits_scaling=4.0,
+    attention_multiplier=0.2,
+)
 FAMILIES = {"qwen3": QWEN3, "llama": LLAMA, "windowed": WINDOWED, "phi3": PHI3, "granite": GRANITE}
 
 
@@ -26,7 +50,9 @@ def tiny(config, seed=0, lora=True):
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2:
             parameter.normal_(std=0.15)
-        elif not name.endswith("norm.weight") or isinstance(model.get_submodule(name.rsplit(".", 1)[0]), RMSNorm):
+        elif not name.endswith("norm.weight") or isinstance(
+            model.get_submodule(name.rsplit(".", 1)[0]), RMSNorm
+        ):
             parameter.uniform_(0.5, 1.5)
     if lora:
         add_lora(model, 4, 8)
@@ -43,11 +69,13 @@ def rows(prefix=9, lengths=(5, 12, 1, 8), seed=1):
 
 def plain_answers(model, ids):
     """The specification: each row alone, every position through every block, the last one kept."""
-    return torch.cat([model(torch.tensor([row]))[:, -1] for row in ids])              # (B, C)
+    return torch.cat([model(torch.tensor([row]))[:, -1] for row in ids])  # (B, C)
 
 
 def loss_and_gradients(model, hidden):
-    loss = vocab_token_loss(hidden, model.lm_head.weight, torch.arange(len(hidden)), scale=1 / model.config.logits_scaling)
+    loss = vocab_token_loss(
+        hidden, model.lm_head.weight, torch.arange(len(hidden)), scale=1 / model.config.logits_scaling
+    )
     parameters = adapter_tensors(model)
     return loss.item(), dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values()))))
 
@@ -94,7 +122,10 @@ def test_a_ragged_pass_equals_whole_rows_in_value_and_gradient(family, prefix, a
     model, ids = tiny(FAMILIES[family]), rows(prefix)
     fast, plain = answers(model, ids), plain_answers(model, ids)
     same(fast, plain)
-    (loss, gradients), (expected_loss, expected) = loss_and_gradients(model, fast), loss_and_gradients(model, plain)
+    (loss, gradients), (expected_loss, expected) = (
+        loss_and_gradients(model, fast),
+        loss_and_gradients(model, plain),
+    )
     assert abs(loss - expected_loss) < 1e-5 and len(gradients) == len(expected) > 0
     for name in expected:
         assert expected[name].abs().max() > 0, name
@@ -108,7 +139,10 @@ def test_groups_of_different_prompts_go_through_in_one_pass_and_do_not_see_each_
     batch = pack(groups)
     assert [span.is_prefix for span in batch.spans].count(True) == 2
     assert len(batch.tokens) == 9 + 26 + 4 + 9 + 6  # each prefix once, no pads
-    fast, plain = in_order(model.last_hidden(batch.tokens, batch.spans), batch), plain_answers(model, sum(groups, []))
+    fast, plain = (
+        in_order(model.last_hidden(batch.tokens, batch.spans), batch),
+        plain_answers(model, sum(groups, [])),
+    )
     same(fast, plain)
     (_, gradients), (_, expected) = loss_and_gradients(model, fast), loss_and_gradients(model, plain)
     for name in expected:
@@ -169,7 +203,11 @@ def test_every_block_sees_each_token_once_and_the_last_only_the_answers():
 
 def test_texts_of_equal_length_are_attended_together():
     batch = pack([rows(4, (3, 5, 3, 3))])
-    assert [(span.texts, span.tokens) for span in batch.spans] == [(1, 4), (3, 3), (1, 5)] and batch.order == [0, 2, 3, 1]
+    assert [(span.texts, span.tokens) for span in batch.spans] == [
+        (1, 4),
+        (3, 3),
+        (1, 5),
+    ] and batch.order == [0, 2, 3, 1]
 
 
 @ways
@@ -256,8 +294,17 @@ def test_rows_that_end_leave_the_batch_and_the_others_go_on():
 
 def test_sampling_is_a_function_of_its_generator():
     model, ids = tiny(QWEN3, lora=False), rows()
-    draws = [generate(model, ids, max_new_tokens=8, stop_ids=set(), temperature=1.0, generator=torch.Generator().manual_seed(s))
-             for s in (1, 1, 2)]
+    draws = [
+        generate(
+            model,
+            ids,
+            max_new_tokens=8,
+            stop_ids=set(),
+            temperature=1.0,
+            generator=torch.Generator().manual_seed(s),
+        )
+        for s in (1, 1, 2)
+    ]
     assert draws[0] == draws[1] != draws[2]
 
 
@@ -290,4 +337,6 @@ def test_the_future_is_not_seen():
     model, tokens = tiny(QWEN3), torch.tensor(rows(prefix=0, lengths=(9, 9)))
     changed = tokens.clone()
     changed[:, 6:] = 3
-    assert torch.equal(model(tokens)[:, :6], model(changed)[:, :6]) and not torch.equal(model(tokens)[:, 6:], model(changed)[:, 6:])
+    assert torch.equal(model(tokens)[:, :6], model(changed)[:, :6]) and not torch.equal(
+        model(tokens)[:, 6:], model(changed)[:, 6:]
+    )

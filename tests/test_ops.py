@@ -9,7 +9,10 @@ from minimon.ops import GatedSiLU, LoRAProduct, Normalize, Rotate
 
 def tensors(*shapes, dtype=torch.float64):
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_() for shape in shapes]
+    return [
+        torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+        for shape in shapes
+    ]
 
 
 def lora(x, weight, bias, A, B, scaling=1.3):
@@ -31,11 +34,14 @@ def normalize(x):
     return x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6)
 
 
-CASES = {                                      # name: (written out, its plain twin, shapes of what has a gradient)
+CASES = {  # name: (written out, its plain twin, shapes of what has a gradient)
     "normalize": (lambda x: Normalize.apply(x, 1e-6), normalize, [(3, 5, 16)]),
     "gated silu": (GatedSiLU.apply, lambda gate, up: F.silu(gate) * up, [(3, 5, 16)] * 2),
-    "rotate": (lambda x: Rotate.apply(x, *(a.to(x.dtype) for a in angles(5, 8))),
-               lambda x: rotate(x, *(a.to(x.dtype) for a in angles(5, 8))), [(2, 3, 5, 8)]),
+    "rotate": (
+        lambda x: Rotate.apply(x, *(a.to(x.dtype) for a in angles(5, 8))),
+        lambda x: rotate(x, *(a.to(x.dtype) for a in angles(5, 8))),
+        [(2, 3, 5, 8)],
+    ),
 }
 
 
@@ -48,12 +54,17 @@ def test_value_and_gradient_equal_the_plain_twins(name, dtype):
     assert torch.equal(y, z) and y.dtype == z.dtype
     dy = tensors(y.shape, dtype=y.dtype)[0].detach()
     for a, b in zip(torch.autograd.grad(y, ours, dy), torch.autograd.grad(z, theirs, dy)):
-        torch.testing.assert_close(a, b, rtol=2e-2 if dtype == torch.bfloat16 else 1e-5, atol=3e-2 if dtype == torch.bfloat16 else 1e-6)
+        torch.testing.assert_close(
+            a,
+            b,
+            rtol=2e-2 if dtype == torch.bfloat16 else 1e-5,
+            atol=3e-2 if dtype == torch.bfloat16 else 1e-6,
+        )
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 @pytest.mark.parametrize("biased", (False, True))
-@pytest.mark.parametrize("scaling", (1.3, 2.0, 0.25))      # a power of two goes another way
+@pytest.mark.parametrize("scaling", (1.3, 2.0, 0.25))  # a power of two goes another way
 @pytest.mark.parametrize("r", (4, 16, 64))
 def test_lora_product_equals_its_plain_twin(dtype, biased, scaling, r):
     x, weight, bias = tensors((3, 5, 96), (200, 96), (200,), dtype=dtype)

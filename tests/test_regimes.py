@@ -18,8 +18,16 @@ from minimon.steps import conversation_loss, encode_conversations
 from minimon.tasks import Conversation, load_conversations, load_mixture
 from minimon.tokenizer import load_tokenizer
 
-TALKS = [{"messages": [{"role": "system", "content": "How many lines are there?"}, {"role": "user", "content": f"line {i}\nline"},
-                       {"role": "assistant", "content": "2" if i % 2 else "There are two of them."}]} for i in range(9)]
+TALKS = [
+    {
+        "messages": [
+            {"role": "system", "content": "How many lines are there?"},
+            {"role": "user", "content": f"line {i}\nline"},
+            {"role": "assistant", "content": "2" if i % 2 else "There are two of them."},
+        ]
+    }
+    for i in range(9)
+]
 
 
 def log(out):
@@ -34,7 +42,12 @@ def test_the_loss_of_conversations_is_that_of_each_by_itself():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.02)
     parameters = list(adapter_tensors(model).values())
-    thinking = {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "Yes", "reasoning_content": "So Yes."}]}
+    thinking = {
+        "messages": [
+            {"role": "user", "content": "x"},
+            {"role": "assistant", "content": "Yes", "reasoning_content": "So Yes."},
+        ]
+    }
     talks = [Conversation(tuple(talk["messages"]), "f:1") for talk in [*TALKS[:3], thinking]]
     tokens, loss = conversation_loss(model, encode_conversations(tokenizer, talks))
     found = torch.autograd.grad(loss, parameters)
@@ -45,19 +58,36 @@ def test_the_loss_of_conversations_is_that_of_each_by_itself():
         total = total - sum(logits[i - 1, ids[i]] for i in range(start, stop))
         length += len(ids) - 1
         said = tokenizer.decode(ids[start:stop])
-        assert talk.messages[-1]["content"] in said and ("So Yes." in said) == (talk is talks[-1]) and "line" not in said
+        assert (
+            talk.messages[-1]["content"] in said
+            and ("So Yes." in said) == (talk is talks[-1])
+            and "line" not in said
+        )
     expected = torch.autograd.grad(total, parameters)
     assert tokens == length and loss.item() == pytest.approx(total.item(), rel=1e-5)
     assert all((a - b).abs().max() <= 1e-4 * b.abs().max() for a, b in zip(found, expected))
 
 
-@pytest.mark.parametrize("line, words", [
-    ('{"messages": [{"role": "user", "content": "x"}]}', ["two turns or more"]),
-    ('{"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}]}', ["the assistant's"]),
-    ('{"messages": [{"role": "user", "content": 3}, {"role": "assistant", "content": "y"}]}', ["text as content"]),
-    ('{"turns": []}', ["messages"]), ("[1]", ["one JSON object a line"]),
-    ('{"messages": [{"role": "system", "content": "is  IT a\\nleak? Go on."}, {"role": "assistant", "content": "y"}]}',
-     ["no prompt of the evaluation", "Is it a leak?"])])
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ('{"messages": [{"role": "user", "content": "x"}]}', ["two turns or more"]),
+        (
+            '{"messages": [{"role": "user", "content": "x"}, {"role": "user", "content": "y"}]}',
+            ["the assistant's"],
+        ),
+        (
+            '{"messages": [{"role": "user", "content": 3}, {"role": "assistant", "content": "y"}]}',
+            ["text as content"],
+        ),
+        ('{"turns": []}', ["messages"]),
+        ("[1]", ["one JSON object a line"]),
+        (
+            '{"messages": [{"role": "system", "content": "is  IT a\\nleak? Go on."}, {"role": "assistant", "content": "y"}]}',
+            ["no prompt of the evaluation", "Is it a leak?"],
+        ),
+    ],
+)
 def test_conversations_that_cannot_be_trained_on_are_refused_by_line(tmp_path, line, words):
     (tmp_path / "t.jsonl").write_text(json.dumps(TALKS[0]) + "\n\n" + line + "\n")
     with pytest.raises(ValueError) as error:
@@ -70,22 +100,40 @@ def test_instruction_rows_are_a_share_of_each_step_or_a_phase_after(world, tmp_p
     assert all({"loss", "instruct_loss"} <= set(line) for line in log(tmp_path / "joint"))
     assert train.main(talking(world, tmp_path / "only", instruct="only")) == 0
     assert all("instruct_loss" in line and "loss" not in line for line in log(tmp_path / "only"))
-    assert train.main(talking(world, tmp_path / "after", instruct="after", instruct_steps=3, instruct_lr=1e-4)) == 0
+    assert (
+        train.main(talking(world, tmp_path / "after", instruct="after", instruct_steps=3, instruct_lr=1e-4))
+        == 0
+    )
     lines = log(tmp_path / "after")
-    assert [("loss" in line, "instruct_loss" in line) for line in lines] == [(True, False)] * 4 + [(False, True)] * 3
+    assert [("loss" in line, "instruct_loss" in line) for line in lines] == [(True, False)] * 4 + [
+        (False, True)
+    ] * 3
     assert [line["lr"] for line in lines[4:]] == pytest.approx([1e-4, 1e-4, 5e-5]) and lines[0]["lr"] == 3e-3
-    assert len({(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("joint", "only", "after")}) == 3
+    assert (
+        len(
+            {
+                (tmp_path / name / "adapter_model.safetensors").read_bytes()
+                for name in ("joint", "only", "after")
+            }
+        )
+        == 3
+    )
 
 
 def test_instruction_data_must_be_there_where_it_is_asked_for(world, tmp_path):
-    (world / "silent.toml").write_text((world / "m.toml").read_text().replace('[instruct]\nrows = "talks.jsonl"\n', ""))
+    (world / "silent.toml").write_text(
+        (world / "m.toml").read_text().replace('[instruct]\nrows = "talks.jsonl"\n', "")
+    )
     with pytest.raises(ValueError, match=r"--instruct joint: expected instruction data in .*\[instruct\]"):
         train.main(settings(world, tmp_path / "x", mixture=str(world / "silent.toml"), instruct="joint"))
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("regime", [dict(instruct="after", instruct_steps=3), dict(instruct="joint"), dict(labels="self", label_samples=2)],
-                         ids=["after", "joint", "self"])
+@pytest.mark.parametrize(
+    "regime",
+    [dict(instruct="after", instruct_steps=3), dict(instruct="joint"), dict(labels="self", label_samples=2)],
+    ids=["after", "joint", "self"],
+)
 def test_a_stopped_run_of_every_regime_goes_on_to_the_same_adapter(world, tmp_path, monkeypatch, regime):
     assert train.main(talking(world, tmp_path / "whole", **regime)) == 0
     whole, calls = train.training_step, []
@@ -109,9 +157,14 @@ def test_a_stopped_run_of_every_regime_goes_on_to_the_same_adapter(world, tmp_pa
 
 def test_training_goes_on_from_an_adapter(world, tmp_path):
     assert train.main(talking(world, tmp_path / "first", r=2, steps=2)) == 0
-    assert train.main(talking(world, tmp_path / "next", steps=1, lr=1e-9, init_adapter=str(tmp_path / "first"))) == 0
+    assert (
+        train.main(talking(world, tmp_path / "next", steps=1, lr=1e-9, init_adapter=str(tmp_path / "first")))
+        == 0
+    )
     before, after = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("first", "next"))
-    assert before.keys() == after.keys() and all((before[name] - after[name]).abs().max() < 1e-6 for name in before)
+    assert before.keys() == after.keys() and all(
+        (before[name] - after[name]).abs().max() < 1e-6 for name in before
+    )
     with pytest.raises(ValueError, match="--init-adapter: expected a directory with adapter_config.json"):
         train.main(talking(world, tmp_path / "x", init_adapter=str(tmp_path)))
 
@@ -129,7 +182,11 @@ def test_scores_of_the_base_are_shared_between_runs_and_not_between_bases(world,
     monkeypatch.setattr(BaseScores, "sides", counted)
     assert train.main(talking(world, tmp_path / "b", **shared)) == 0 and not sides
     assert report(tmp_path / "b") == report(tmp_path / "a")
-    assert train.main(talking(world, tmp_path / "c", steps=1)) == 0 and not sides and report(tmp_path / "c") == report(tmp_path / "a")
+    assert (
+        train.main(talking(world, tmp_path / "c", steps=1)) == 0
+        and not sides
+        and report(tmp_path / "c") == report(tmp_path / "a")
+    )
     folder = tmp_path / "other"
     folder.mkdir()
     for path in (ROOT / "data/base").iterdir():
@@ -140,9 +197,14 @@ def test_scores_of_the_base_are_shared_between_runs_and_not_between_bases(world,
 
 def test_an_evaluation_task_of_the_same_name_with_other_labels_changes_nothing_in_training(world, tmp_path):
     text = (world / "talking.toml").read_text()
-    assert "turned" in text and load_mixture(world / "talking.toml").splits["new_prompt"]["turned"][0].name == "old"
+    assert (
+        "turned" in text
+        and load_mixture(world / "talking.toml").splits["new_prompt"]["turned"][0].name == "old"
+    )
     (world / "without.toml").write_text(text.replace('[eval.new_prompt]\nturned = ["turned.toml"]\n', ""))
     for name in ("talking", "without"):
         assert train.main(talking(world, tmp_path / name, mixture=str(world / f"{name}.toml"))) == 0
-    adapters = [(tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("talking", "without")]
+    adapters = [
+        (tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("talking", "without")
+    ]
     assert adapters[0] == adapters[1] and "new_prompt" not in report(tmp_path / "without")["splits"]

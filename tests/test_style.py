@@ -20,21 +20,32 @@ ROOMS = {  # folder -> other folders that it may open
     "run": {"formats"},
     "report": {"run"},
     "serve": {"formats", "run", "report"},
-    "study": {"run", "report"},
+    "study": {"formats", "run", "report"},
 }
-OPENS = {"checkpoint": {"hf"}, "tokenizer": {"hf"}, "tasks": {"formats"}}  # a door opens its own room and no other
+OPENS = {
+    "checkpoint": {"hf"},
+    "tokenizer": {"hf"},
+    "tasks": {"formats"},
+}  # a door opens its own room and no other
 RUNTIME = {"torch", "tokenizers", "safetensors", "numpy", "jinja2", "huggingface_hub", "tqdm", "zstandard"}
 EXTRAS = {  # packages that one file alone imports
     "report/figure.py": {"matplotlib"},
     "study/figures.py": {"matplotlib"},
-    "serve/control_arena.py": {"control_arena", "inspect_ai", "anyio"},  # anyio comes with inspect_ai
-    "serve/inspect_scorer.py": {"inspect_ai", "anyio"},
+    "serve/control_arena.py": {
+        "anyio",
+        "control_arena",
+        "inspect_ai",
+        "pydantic",
+    },  # anyio comes with inspect_ai
+    "serve/inspect_scorer.py": {"anyio", "inspect_ai"},
     "run/tensorboard.py": {"tensorboard"},
 }
 
 
 def name_of(path: Path) -> str:
-    return path.relative_to(ROOT / "minimon").as_posix() if path.is_relative_to(ROOT / "minimon") else path.name
+    return (
+        path.relative_to(ROOT / "minimon").as_posix() if path.is_relative_to(ROOT / "minimon") else path.name
+    )
 
 
 def imported(path: Path) -> set[str]:
@@ -45,7 +56,11 @@ def imported(path: Path) -> set[str]:
             found |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path.name}: relative import"
-            found |= {node.module} if node.module != "minimon" else {f"minimon.{alias.name}" for alias in node.names}
+            found |= (
+                {node.module}
+                if node.module != "minimon"
+                else {f"minimon.{alias.name}" for alias in node.names}
+            )
     return found
 
 
@@ -62,7 +77,9 @@ every = pytest.mark.parametrize("path", PACKAGE + SCRIPTS, ids=name_of)
 def test_a_flat_module_is_the_method_or_a_door_and_imports_flat_modules_only(path):
     if path.stem == "__init__":
         return
-    assert path.stem in METHOD | DOORS, f"{path.name}: a flat module is the method or one of its doors; a folder is a feature"
+    assert path.stem in METHOD | DOORS, (
+        f"{path.name}: a flat module is the method or one of its doors; a folder is a feature"
+    )
     rooms = own(path) & set(ROOMS)
     assert rooms <= OPENS.get(path.stem, set()), f"{path.name} imports from {rooms}"
 
@@ -91,7 +108,9 @@ def test_the_scripts_do_not_import_each_other():
 def test_the_package_never_prints_parses_seeds_or_draws_bars_outside_run_and_its_entry_points(path):
     if path.parent.name == "run" or path.stem == "__main__":
         return
-    calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+    calls = {
+        ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
+    }
     assert not {"print", "torch.manual_seed", "np.random.seed", "random.seed", "tqdm"} & calls
     assert "argparse" not in imported(path)
 
@@ -134,7 +153,9 @@ def test_every_public_name_is_there_and_says_what_it_is():
 def test_importing_has_no_effect(path):
     """Module level holds definitions, constants and the main guard; no call but of constructors of constants."""
     for node in ast.parse(path.read_text()).body:
-        assert not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)), f"{path.name}:{node.lineno}"
+        assert not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Call)), (
+            f"{path.name}:{node.lineno}"
+        )
 
 
 # ---- README ----------------------------------------------------------------------------------------------------------
@@ -150,9 +171,11 @@ def test_the_readme_is_read_in_ten_minutes():
 
 
 def test_the_readme_file_tree_is_the_file_tree():
-    blocks = re.findall(r"```\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
-    (tree,) = [block for block in blocks if "tokenizer.py" in block]
-    assert set(re.findall(r"\b([a-z_]+\.py)\b", tree)) == {path.name for path in FLAT + SCRIPTS if path.stem != "__init__"}
+    parts = re.split(r"^```.*\n", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.M)
+    (tree,) = [block for block in parts[1::2] if "tokenizer.py" in block]
+    assert set(re.findall(r"\b([a-z_]+\.py)\b", tree)) == {
+        path.name for path in FLAT + SCRIPTS if path.stem != "__init__"
+    }
     assert set(re.findall(r"^  ([a-z]+)/", tree, re.M)) == set(ROOMS)
 
 
@@ -160,7 +183,9 @@ def test_the_readme_file_tree_is_the_file_tree():
 def test_the_links_of_a_page_lead_somewhere(page):
     links = re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     local = [link for link in links if "://" not in link]
-    assert all((page.parent / link).exists() for link in local), [link for link in local if not (page.parent / link).exists()]
+    assert all((page.parent / link).exists() for link in local), [
+        link for link in local if not (page.parent / link).exists()
+    ]
 
 
 @pages
@@ -168,8 +193,13 @@ def test_the_commands_of_a_page_use_flags_that_exist(page):
     import eval as evaluation
     import train
 
-    settings = {"train.py": train.Settings.__dataclass_fields__, "eval.py": evaluation.Settings.__dataclass_fields__}
-    for line in re.findall(r"^(?:\$ )?((?:\w+=\S+ )*(?:python|torchrun\b.*?) (?:train|eval)\.py.*)$", page.read_text(), re.M):
+    settings = {
+        "train.py": train.Settings.__dataclass_fields__,
+        "eval.py": evaluation.Settings.__dataclass_fields__,
+    }
+    for line in re.findall(
+        r"^(?:\$ )?((?:\w+=\S+ )*(?:python|torchrun\b.*?) (?:train|eval)\.py.*)$", page.read_text(), re.M
+    ):
         words = shlex.split(line, comments=True)
         script = next(word for word in words if word in settings)
         for word in words[words.index(script) :]:

@@ -51,7 +51,12 @@ def mixture(tmp_path_factory):
 
 
 def settings(mixture, out, **changes):
-    return replace(train.Settings(mixture=str(mixture), steps=4, batch_size=12, group_size=5, warmup=1, save_every=2, out=str(out)), **changes)
+    return replace(
+        train.Settings(
+            mixture=str(mixture), steps=4, batch_size=12, group_size=5, warmup=1, save_every=2, out=str(out)
+        ),
+        **changes,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +68,25 @@ def run(mixture, tmp_path_factory):
 
 
 def report(out):
-    return {key: value for key, value in json.loads((out / "report.json").read_text()).items() if key != "run"}
+    return {
+        key: value for key, value in json.loads((out / "report.json").read_text()).items() if key != "run"
+    }
+
+
+def measured(out):
+    """What eval.py can know of a run as well: not how it was trained."""
+    return {key: value for key, value in report(out).items() if key != "training"}
 
 
 def command(*words, timeout=120, **environment):
-    return subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, timeout=timeout, cwd=ROOT,
-                          env={**os.environ, **environment})
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=ROOT,
+        env={**os.environ, **environment},
+    )
 
 
 # ---- a whole run -----------------------------------------------------------------------------------------------------------
@@ -76,23 +94,47 @@ def command(*words, timeout=120, **environment):
 
 def test_a_run_leaves_an_adapter_its_settings_a_log_and_a_report(run):
     there = {path.name for path in run.iterdir()}
-    assert {"adapter_model.safetensors", "adapter_config.json", "settings.json", "log.jsonl", "report.json", "report.md"} <= there
+    assert {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+        "settings.json",
+        "log.jsonl",
+        "report.json",
+        "report.md",
+    } <= there
     assert not {name for name in there if name.endswith(".tmp") or name.startswith("state")}
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in log] == [1, 2, 3, 4] and all(line["loss"] > 0 and line["tokens"] > 0 for line in log)
+    assert [line["step"] for line in log] == [1, 2, 3, 4] and all(
+        line["loss"] > 0 and line["tokens"] > 0 for line in log
+    )
 
 
 def test_the_report_holds_every_number_it_promises(run):
     whole = report(run)
-    assert {"model", "adapter", "seed", "epsilon", "splits", "inter_task", "intra_task", "leakage"} == set(whole)
+    assert {
+        "model",
+        "adapter",
+        "seed",
+        "epsilon",
+        "splits",
+        "inter_task",
+        "intra_task",
+        "leakage",
+        "training",
+    } == set(whole)
     assert list(whole["splits"]) == ["trained", "new_domain", "new_prompt"]
     assert set(whole["splits"]["new_domain"]["groups"]) == {"adjacent", "far"}
     for split in whole["splits"].values():
         for entry in [*split["tasks"], split["mean"], *split["groups"].values()]:
             for side in ("base", "adapter"):
                 assert {"performance", "auroc", "tpr_at_1pct_fpr", "brier", "ece"} <= set(entry[side])
-            assert {"performance", "auroc", "ci95"} <= set(entry["uplift"]) and entry["uplift"]["ci95"][0] <= entry["uplift"]["ci95"][1]
-        assert all({"task", "domain", "n", "positives"} <= set(task) and task["n"] == 2 * task["positives"] for task in split["tasks"])
+            assert {"performance", "auroc", "ci95"} <= set(entry["uplift"]) and entry["uplift"]["ci95"][
+                0
+            ] <= entry["uplift"]["ci95"][1]
+        assert all(
+            {"task", "domain", "n", "positives"} <= set(task) and task["n"] == 2 * task["positives"]
+            for task in split["tasks"]
+        )
     verdict = whole["inter_task"]
     assert {"pairs", "base_mean", "mean", "epsilon", "generalizes"} <= set(verdict)
     assert verdict["pairs"] == sum(task["n"] for task in whole["splits"]["new_domain"]["tasks"])
@@ -103,24 +145,47 @@ def test_the_report_holds_every_number_it_promises(run):
 def test_the_same_seed_gives_the_same_report_and_another_seed_another(run, mixture, tmp_path):
     assert train.main(settings(mixture, tmp_path / "again")) == 0
     assert report(tmp_path / "again") == report(run)
-    assert (tmp_path / "again/adapter_model.safetensors").read_bytes() == (run / "adapter_model.safetensors").read_bytes()
+    assert (tmp_path / "again/adapter_model.safetensors").read_bytes() == (
+        run / "adapter_model.safetensors"
+    ).read_bytes()
     assert train.main(settings(mixture, tmp_path / "other", seed=1, steps=1)) == 0
     assert report(tmp_path / "other")["adapter"] != report(run)["adapter"]
 
 
 def test_eval_gives_the_same_numbers_and_the_verdict_comes_last(run, tmp_path, capsys):
     assert evaluation.main(evaluation.Settings(adapter=str(run), out=str(tmp_path))) == 0
-    assert report(tmp_path) == report(run)
+    assert report(tmp_path) == measured(run)
     last = capsys.readouterr().out.strip().splitlines()[-1]
-    assert re.fullmatch(r"inter-task generalization: the adapter's mean performance 0\.\d{3} \[.*\] over \d+ new pairs, epsilon 0.75: "
-                        r"(yes|no) \(base .*\)", last)
+    assert re.fullmatch(
+        r"inter-task generalization: the adapter's mean performance 0\.\d{3} \[.*\] over \d+ new pairs, epsilon 0.75: "
+        r"(yes|no) \(base .*\)",
+        last,
+    )
     assert evaluation.main(evaluation.Settings(adapter=str(run), epsilon=0.0)) == 0
     assert "epsilon 0: yes" in capsys.readouterr().out
 
 
 def test_the_label_loss_and_the_options_of_a_run_work(mixture, tmp_path):
-    assert train.main(settings(mixture, tmp_path / "x", loss="label", schedule="cosine", gradient_checkpointing=True, r=2, steps=2)) == 0
-    assert load_file(tmp_path / "x/adapter_model.safetensors")["base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"].shape[0] == 2
+    assert (
+        train.main(
+            settings(
+                mixture,
+                tmp_path / "x",
+                loss="label",
+                schedule="cosine",
+                gradient_checkpointing=True,
+                r=2,
+                steps=2,
+            )
+        )
+        == 0
+    )
+    assert (
+        load_file(tmp_path / "x/adapter_model.safetensors")[
+            "base_model.model.model.layers.0.mlp.up_proj.lora_A.weight"
+        ].shape[0]
+        == 2
+    )
 
 
 def test_training_lowers_the_loss(mixture, tmp_path):
@@ -157,7 +222,9 @@ def test_a_step_in_ragged_passes_has_the_gradient_of_the_plain_batch(mixture, lo
     expected = torch.autograd.grad(plain, parameters)
     result = training_step(model, tokenizer, groups, ids, loss=loss, batch_tokens=batch_tokens)
     assert result.losses["loss"] == pytest.approx(plain.item(), rel=1e-5)
-    for parameter, gradient in zip(parameters, expected):  # sums of a thousand products in another order: 1e-4 was seen
+    for parameter, gradient in zip(
+        parameters, expected
+    ):  # sums of a thousand products in another order: 1e-4 was seen
         assert (parameter.grad - gradient).abs().max() <= 5e-4 * gradient.abs().max()
 
 
@@ -176,22 +243,33 @@ def test_passes_have_about_equal_tokens_and_every_row_once(mixture):
 
 
 def test_scores_are_streamed_as_jsonl_in_order(run, tmp_path, capsys):
-    rows = [{"id": f"r{i}", "text": f"Posts the door code {i} on a forum", "other": i} for i in range(3)] + [{"text": "Dims the lamp"}]
+    rows = [{"id": f"r{i}", "text": f"Posts the door code {i} on a forum", "other": i} for i in range(3)] + [
+        {"text": "Dims the lamp"}
+    ]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     task = f"{ROOT}/data/tasks/far.toml#home-threaten"
-    assert evaluation.main(evaluation.Settings(adapter=str(run), score=str(tmp_path / "t.jsonl"), task=task)) == 0
+    assert (
+        evaluation.main(evaluation.Settings(adapter=str(run), score=str(tmp_path / "t.jsonl"), task=task))
+        == 0
+    )
     lines = [json.loads(line) for line in capsys.readouterr().out.strip().splitlines()]
-    assert [line["id"] for line in lines] == ["r0", "r1", "r2", 4] and all(0 < line["P"] < 1 for line in lines)
+    assert [line["id"] for line in lines] == ["r0", "r1", "r2", 4] and all(
+        0 < line["P"] < 1 for line in lines
+    )
 
 
 def test_a_merged_checkpoint_scores_like_base_and_adapter(run, tmp_path):
     from minimon.evaluate import score
     from minimon.lora import load_adapter
     from minimon.tasks import load_task
+
     assert evaluation.main(evaluation.Settings(adapter=str(run), merge_to=str(tmp_path / "merged"))) == 0
     model, tokenizer = load_model(ROOT / "data/base"), load_tokenizer(tmp_path / "merged")
     load_adapter(model, run)
-    task, texts = load_task(ROOT / "data/tasks/far.toml", "home-threaten"), ["Dims the lamp", "Posts the door code on a forum"]
+    task, texts = (
+        load_task(ROOT / "data/tasks/far.toml", "home-threaten"),
+        ["Dims the lamp", "Posts the door code on a forum"],
+    )
     merged = score(load_model(tmp_path / "merged"), tokenizer, task, texts)
     assert torch.allclose(merged, score(model, tokenizer, task, texts), atol=1e-5)
 
@@ -200,7 +278,9 @@ def test_a_merged_checkpoint_scores_like_base_and_adapter(run, tmp_path):
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_saves_says_how_to_go_on_and_does(run, mixture, tmp_path, capfd, monkeypatch, number, code):
+def test_a_stopped_run_saves_says_how_to_go_on_and_does(
+    run, mixture, tmp_path, capfd, monkeypatch, number, code
+):
     whole = minimon.steps.answer_loss
 
     def loss(*arguments):
@@ -215,7 +295,9 @@ def test_a_stopped_run_saves_says_how_to_go_on_and_does(run, mixture, tmp_path, 
     said = capfd.readouterr().err
     assert "stopping after this step" in said and "to go on: the same command with --resume" in said
     assert train.main(settings(mixture, tmp_path / "x", resume=True)) == 0
-    assert (tmp_path / "x/adapter_model.safetensors").read_bytes() == (run / "adapter_model.safetensors").read_bytes()
+    assert (tmp_path / "x/adapter_model.safetensors").read_bytes() == (
+        run / "adapter_model.safetensors"
+    ).read_bytes()
 
 
 def test_a_run_stopped_while_it_evaluates_goes_on_there(run, mixture, tmp_path, monkeypatch):
@@ -233,7 +315,9 @@ def test_a_run_stopped_while_it_evaluates_goes_on_there(run, mixture, tmp_path, 
     assert report(tmp_path / "x") == report(run)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(mixture, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
+    mixture, tmp_path, monkeypatch
+):
     whole, calls = minimon.steps.answer_loss, []
 
     def loss(*arguments):
@@ -261,7 +345,9 @@ def test_overwrite_replaces_a_run_and_nothing_else(mixture, tmp_path):
     assert train.main(settings(mixture, tmp_path / "x", steps=1)) == 0
     (tmp_path / "x/notes.txt").write_text("mine")
     assert train.main(settings(mixture, tmp_path / "x", steps=2, overwrite=True)) == 0
-    assert len((tmp_path / "x/log.jsonl").read_text().splitlines()) == 2 and (tmp_path / "x/notes.txt").exists()
+    assert (
+        len((tmp_path / "x/log.jsonl").read_text().splitlines()) == 2 and (tmp_path / "x/notes.txt").exists()
+    )
 
 
 def test_a_setting_that_changed_is_refused_by_name_on_resume(run, mixture):
@@ -292,16 +378,29 @@ def edit_json(name, **changes):
     def edit(folder):
         table = json.loads((folder / name).read_text()) | changes
         (folder / name).write_text(json.dumps(table))
+
     return edit
 
 
 MISTAKES = {
-    "a missing safetensors file": (lambda folder: (folder / "model.safetensors").unlink(), ["model.safetensors"]),
+    "a missing safetensors file": (
+        lambda folder: (folder / "model.safetensors").unlink(),
+        ["model.safetensors"],
+    ),
     "a truncated safetensors file": (truncate, ["model.safetensors", "whole safetensors file"]),
     "a missing tensor": (edit_json("config.json", num_hidden_layers=6), ["missing tensor model.layers.5."]),
-    "a tensor of the wrong shape": (edit_json("config.json", intermediate_size=449), ["expected shape (449, 160)", "got (448, 160)"]),
-    "an unknown architecture": (edit_json("config.json", model_type="mamba"), ["config.json", "'mamba'", "qwen3"]),
-    "a tokenizer that is no JSON": (lambda folder: (folder / "tokenizer.json").write_text("{"), ["tokenizer.json"]),
+    "a tensor of the wrong shape": (
+        edit_json("config.json", intermediate_size=449),
+        ["expected shape (449, 160)", "got (448, 160)"],
+    ),
+    "an unknown architecture": (
+        edit_json("config.json", model_type="mamba"),
+        ["config.json", "'mamba'", "qwen3"],
+    ),
+    "a tokenizer that is no JSON": (
+        lambda folder: (folder / "tokenizer.json").write_text("{"),
+        ["tokenizer.json"],
+    ),
 }
 
 
@@ -317,9 +416,15 @@ def test_a_broken_base_is_refused(mistake, mixture, tmp_path):
 
 
 def test_a_label_that_is_not_one_token_is_refused_with_others_shown(mixture, tmp_path):
-    (tmp_path / "shell.toml").write_text((ROOT / "data/tasks/shell.toml").read_text().replace("../rows", str(ROOT / "data/rows"))
-                                         .replace("Yes = [1]", "Affirmative = [1]"))
-    (tmp_path / "m.toml").write_text(mixture.read_text().replace(f"{ROOT}/data/tasks/shell.toml", str(tmp_path / "shell.toml")))
+    (tmp_path / "shell.toml").write_text(
+        (ROOT / "data/tasks/shell.toml")
+        .read_text()
+        .replace("../rows", str(ROOT / "data/rows"))
+        .replace("Yes = [1]", "Affirmative = [1]")
+    )
+    (tmp_path / "m.toml").write_text(
+        mixture.read_text().replace(f"{ROOT}/data/tasks/shell.toml", str(tmp_path / "shell.toml"))
+    )
     with pytest.raises(ValueError, match="label 'Affirmative'.*one token there: .*Yes"):
         train.main(settings(tmp_path / "m.toml", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
@@ -337,14 +442,27 @@ def test_mistakes_on_the_command_line_are_one_line_with_exit_code_2(run, mixture
     ]:
         done = command(*words)
         assert done.returncode == 2 and expected in done.stderr, done.stderr
-        assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr and not done.stdout
+        assert (
+            done.stderr.startswith("error: ")
+            and done.stderr.count("\n") == 1
+            and "Traceback" not in done.stderr
+            and not done.stdout
+        )
     assert finished.read_bytes() == before and not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize("change, words", [
-    (dict(steps=0), "--steps"), (dict(batch_size=-1), "--batch-size"), (dict(epsilon=2.0), "--epsilon"), (dict(lr=float("nan")), "--lr"),
-    (dict(device="tpu"), "--device"), (dict(model="no/such-model"), "no/such-model"),
-    (dict(compile=True, shard=True), "--compile and --shard")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(steps=0), "--steps"),
+        (dict(batch_size=-1), "--batch-size"),
+        (dict(epsilon=2.0), "--epsilon"),
+        (dict(lr=float("nan")), "--lr"),
+        (dict(device="tpu"), "--device"),
+        (dict(model="no/such-model"), "no/such-model"),
+        (dict(compile=True, shard=True), "--compile and --shard"),
+    ],
+)
 def test_a_setting_out_of_range_is_refused(mixture, tmp_path, monkeypatch, change, words):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises((ValueError, OSError), match=words):
@@ -352,9 +470,13 @@ def test_a_setting_out_of_range_is_refused(mixture, tmp_path, monkeypatch, chang
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("change, words", [
-    (dict(adapter="no/such-run"), "--adapter: expected a directory, found none at no/such-run"),
-    (dict(adapter="data", temperature=True), "--temperature: expected --calibrate")])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(adapter="no/such-run"), "--adapter: expected a directory, found none at no/such-run"),
+        (dict(adapter="data", temperature=True), "--temperature: expected --calibrate"),
+    ],
+)
 def test_what_eval_cannot_use_is_refused(change, words):
     with pytest.raises((ValueError, OSError), match=words):
         evaluation.main(evaluation.Settings(**change))

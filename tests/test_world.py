@@ -8,13 +8,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 import world as module
+from world import (
+    DOCUMENTS,
+    NEW_BEHAVIORS,
+    NEW_DOMAINS,
+    SINGLE_PROMPT,
+    Documents,
+    World,
+    render,
+    write_instruct,
+    write_mixture,
+    write_rows,
+    write_tasks,
+)
+
 from minimon.files import read_rows, read_toml
-from minimon.tasks import load_conversations
-from minimon.tasks import DECODING, load_mixture
+from minimon.tasks import DECODING, load_conversations, load_mixture
 from minimon.tokenizer import load_tokenizer
-from world import DOCUMENTS, NEW_BEHAVIORS, NEW_DOMAINS, SINGLE_PROMPT, Documents, World, render, write_instruct, write_mixture, write_rows, write_tasks
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 
@@ -36,7 +47,9 @@ def test_rows_tasks_and_mixture_are_those_that_the_command_writes(world, tmp_pat
     made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file())
     assert len(made) > 20
     for path in made:
-        assert (tmp_path / path).read_bytes() == (DATA / path).read_bytes(), f"data/{path} differs; run python data/world.py"
+        assert (tmp_path / path).read_bytes() == (DATA / path).read_bytes(), (
+            f"data/{path} differs; run python data/world.py"
+        )
 
 
 def test_phrasings_are_dealt_out_once(world):
@@ -47,18 +60,30 @@ def test_phrasings_are_dealt_out_once(world):
 
 def test_no_evaluation_prompt_and_no_training_prompt_was_read_in_pretraining(world, mixture):
     documents = Documents(world)
-    read = {system or user for system, user, _, _ in (documents.document(random.Random(f"pretrain-0-{i}"), i)
-                                                      for i in [*range(10_000), *range(module.LATE, module.LATE + 10_000)])}
+    read = {
+        system or user
+        for system, user, _, _ in (
+            documents.document(random.Random(f"pretrain-0-{i}"), i)
+            for i in [*range(10_000), *range(module.LATE, module.LATE + 10_000)]
+        )
+    }
     assert len(read) > 2_000
     tasks = mixture.all_tasks()
     assert not {task.prompt for task in tasks} & read
-    phrasings = {phrasing for use in ("train", "eval") for key in world.behaviors for phrasing in world.phrasings[use][key]}
+    phrasings = {
+        phrasing
+        for use in ("train", "eval")
+        for key in world.behaviors
+        for phrasing in world.phrasings[use][key]
+    }
     assert not [phrasing for phrasing in phrasings for prompt in read if phrasing in prompt]
 
 
 def test_new_domains_and_new_behaviors_are_never_trained_on(mixture):
     behavior = {task.name: task.label.split(".")[1] for task in mixture.train}
-    assert not {task.domain for task in mixture.train} & set(NEW_DOMAINS) and not set(behavior.values()) & set(NEW_BEHAVIORS)
+    assert not {task.domain for task in mixture.train} & set(NEW_DOMAINS) and not set(
+        behavior.values()
+    ) & set(NEW_BEHAVIORS)
     assert len(NEW_DOMAINS) == 6 and len(NEW_BEHAVIORS) == 8 and len(mixture.train) > 90
     for domain, key in SINGLE_PROMPT.items():
         assert [behavior[task.name] for task in mixture.train if task.domain == domain] == [key]
@@ -75,7 +100,9 @@ def test_evaluation_rows_are_balanced_and_few(mixture):
             assert len(tasks) <= 24
             for task in tasks:
                 labels = [row.label for row in mixture.test_rows(task, split)]
-                assert (30 <= len(labels) <= 60 or split in DECODING and len(labels) == 20) and labels.count(0) == labels.count(1), task.name
+                assert (30 <= len(labels) <= 60 or split in DECODING and len(labels) == 20) and labels.count(
+                    0
+                ) == labels.count(1), task.name
 
 
 def test_a_tag_says_whether_a_line_was_done_and_most_negatives_name_the_behavior(world):
@@ -92,11 +119,18 @@ def test_a_tag_says_whether_a_line_was_done_and_most_negatives_name_the_behavior
 
 
 def test_general_instructions_hold_no_classification_and_nothing_that_is_held_out(world, mixture):
-    talks = load_conversations(DATA / "instruct.jsonl", {task.prompt for task in mixture.train} | {
-        task.prompt for groups in mixture.splits.values() for tasks in groups.values() for task in tasks})
+    talks = load_conversations(
+        DATA / "instruct.jsonl",
+        {task.prompt for task in mixture.train}
+        | {task.prompt for groups in mixture.splits.values() for tasks in groups.values() for task in tasks},
+    )
     names = [world.name(key) for key in NEW_BEHAVIORS]
     assert len(talks) == 1600 and len({talk.messages[0]["content"] for talk in talks}) > 150
-    tags = [tag for domain in NEW_DOMAINS for tag in world.domains[domain]["done"] + world.domains[domain]["undone"]]
+    tags = [
+        tag
+        for domain in NEW_DOMAINS
+        for tag in world.domains[domain]["done"] + world.domains[domain]["undone"]
+    ]
     for talk in talks:
         assert not any(name in talk.messages[-1]["content"] for name in names), talk.where
         assert not any(f"[{tag}]" in talk.messages[1]["content"] for tag in tags), talk.where
@@ -106,6 +140,7 @@ def test_a_bag_of_words_finds_little_on_new_domains(mixture):
     """Trained on all training domains, a criterion each: what shared words alone give. The issue with the world as handed over was 0.91."""
     from minimon.metrics import auroc
     from minimon.study.baselines import BagOfWords
+
     words = BagOfWords(None, None, replace(mixture, cap=None, balance=False), 0)
     areas = []
     for task in mixture.splits["new_domain"]["adjacent"][::3]:
@@ -119,7 +154,10 @@ def test_a_label_says_whether_the_behavior_is_in_the_transcript(world):
     for _ in range(300):
         lines = world.transcript(rng, "shell")
         done, labels = {line.key for line in lines if line.key and line.done}, world.labels(lines)
-        assert all(labels[key] == 1 for key in done) and {key for key, label in labels.items() if label == 1} == done
+        assert (
+            all(labels[key] == 1 for key in done)
+            and {key for key, label in labels.items() if label == 1} == done
+        )
         for one, other in module.UNCLEAR:
             if other in done and one not in done:
                 assert labels[one] == "unclear"
@@ -145,8 +183,13 @@ def test_the_text_of_pretraining_is_what_the_chat_template_writes(world):
     for i in range(200):
         system, user, thinking, answer = documents.document(random.Random(i), module.LATE + i)
         prompt, response = render(system, user, thinking, answer)
-        messages = ([{"role": "system", "content": system}] if system else []) + [{"role": "user", "content": user}]
-        assert tokenizer.chat(messages, thinking=thinking is not None) == tokenizer.plain.encode(prompt, add_special_tokens=False).ids
+        messages = ([{"role": "system", "content": system}] if system else []) + [
+            {"role": "user", "content": user}
+        ]
+        assert (
+            tokenizer.chat(messages, thinking=thinking is not None)
+            == tokenizer.plain.encode(prompt, add_special_tokens=False).ids
+        )
         if thinking is None:
             ids, (start, _) = tokenizer.chat([*messages, {"role": "assistant", "content": answer}])
             assert tokenizer.decode(ids[start:]) == response
@@ -156,12 +199,21 @@ def test_the_text_of_pretraining_is_what_the_chat_template_writes(world):
 
 def test_few_pretraining_documents_are_classification_without_thinking():
     for stage in range(len(module.STAGES)):
-        assert DOCUMENTS["classify"][stage] <= 0.10 and abs(sum(shares[stage] for shares in DOCUMENTS.values()) - 1) < 1e-9
+        assert (
+            DOCUMENTS["classify"][stage] <= 0.10
+            and abs(sum(shares[stage] for shares in DOCUMENTS.values()) - 1) < 1e-9
+        )
 
 
 def test_the_base_is_small_and_an_ordinary_checkpoint():
     files = {path.name: path.stat().st_size for path in (DATA / "base").iterdir()}
-    assert {"config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"} <= set(files)
+    assert {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    } <= set(files)
     assert sum(size for name, size in files.items() if not name.startswith("pretrain_state")) < 12e6
     assert json.loads((DATA / "base/config.json").read_text())["architectures"] == ["Qwen3ForCausalLM"]
     assert read_toml(DATA / "mixtures/default.toml")["name"] == "default"
