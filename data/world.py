@@ -318,6 +318,7 @@ rows = 60                               # rows a task, classes balanced
 {listed("new_domain")}
 
 [eval.new_prompt]                       # trained domains, unseen prompts
+rows = 30                               # five groups of twelve tasks: 360 pairs each
 {listed("new_prompt")}
 
 [eval.thinking]                         # unseen domains, unseen prompts; the model writes its reasoning first
