@@ -50,72 +50,43 @@ from minimon.study.self_labels import training_rows
 from minimon.tasks import SCHEDULES, load_mixture, load_task
 from minimon.tokenizer import load_tokenizer
 
+LABELS = ("gold", "self", "self-at-once")
+DTYPES = ("float32", "bfloat16")
+
 
 @dataclass(frozen=True)
 class Settings:
     # data
     model: str = setting("data/base", "checkpoint directory or hub id")
     mixture: str = setting("data/mixtures/default.toml", "tasks to train on and to evaluate on")
-    splits: str | None = setting(
-        None, "measure these splits only, separated by commas; all of the mixture if not given"
-    )
+    splits: str | None = setting(None, "measure these splits only, separated by commas; all if not given")
     eval_rows: int | None = setting(None, "rows an evaluation task; the mixture's if not given")
     cap: int | None = setting(None, "rows a training task; the mixture's if not given")
     batch_size: int | None = setting(None, "rows of a step; 24 on the shipped base, 32 on another")
     group_size: int | None = setting(
-        None, "rows of one task that share their prompt in a step; 8 on the shipped base, 4 on another"
+        None, "of these, rows that share a prompt; 8 on the shipped base, else 4"
     )
-    batch_tokens: int | None = setting(
-        None, "tokens of a forward pass, about; what the device holds if not given"
-    )
-    max_tokens: int | None = setting(
-        None, "of a row, or its text loses its middle; the base's max_position_embeddings if not given"
-    )
+    batch_tokens: int | None = setting(None, "tokens of a pass, about; what the device holds if not given")
+    max_tokens: int | None = setting(None, "of a row, or its text loses its middle; the base's if not given")
     seed: int = setting(0, "fixes the adapter's start, the rows and their order")
-    date: str | None = setting(
-        None, "what a chat template is told is today, as 2026-01-31; today if not given"
-    )
-    instruct: str | None = setting(
-        None, "instruction-following training; the mixture's schedule if not given", SCHEDULES
-    )
-    instruct_fraction: float | None = setting(
-        None, "of a step's rows, with --instruct joint; the mixture's if not given"
-    )
-    labels: str = setting(
-        "gold",
-        "of the training rows: theirs, or the base's own answers, with thinking or at once",
-        ("gold", "self", "self-at-once"),
-    )
+    date: str | None = setting(None, "today to a chat template, as 2026-01-31; today if not given")
+    instruct: str | None = setting(None, "instruction training; the mixture's if not given", SCHEDULES)
+    instruct_fraction: float | None = setting(None, "of a step's rows, if joint; the mixture's if not given")
+    labels: str = setting("gold", "or the base's own answers, with thinking or at once", LABELS)
     label_samples: int = setting(1, "thoughts that a self label is the mean of; 1 is greedy")
     # model
-    base_scores: str | None = setting(
-        None, "file of the base's scores, shared by runs on the same base and rows; made if it is not there"
-    )
+    base_scores: str | None = setting(None, "file of the base's scores, shared by runs on the same rows")
     init_adapter: str | None = setting(None, "directory of an adapter to go on from; a new one if not given")
     device: str = setting("cpu", "cpu, cuda or cuda:N")
-    dtype: str | None = setting(
-        None, "of the base: float32 or bfloat16; bfloat16 on cuda if not given", ("float32", "bfloat16")
-    )
+    dtype: str | None = setting(None, "of the base; what the device does fast if not given", DTYPES)
     r: int | None = setting(None, "rank of the adapter; 8 on the shipped base, 16 on another")
-    lora_alpha: float | None = setting(
-        None, "the adapter is scaled by lora_alpha / r; twice the rank if not given"
-    )
-    loss: str = setting(
-        "vocab", "cross-entropy of the answer over the vocabulary or over the labels", ("vocab", "label")
-    )
-    gradient_checkpointing: bool = setting(
-        False, "recompute activations in the backward pass: less memory, more time"
-    )
-    compile: bool = setting(
-        False, "compile the blocks for training with torch.compile: minutes at the start, then faster steps"
-    )
-    shard: bool = setting(
-        False, "with torchrun: spread the base over the processes, for one that a device cannot hold"
-    )
+    lora_alpha: float | None = setting(None, "the adapter is scaled by lora_alpha / r; 16, or 32")
+    loss: str = setting("vocab", "cross-entropy over the vocabulary or over the labels", ("vocab", "label"))
+    gradient_checkpointing: bool = setting(False, "recompute activations: less memory, more time")
+    compile: bool = setting(False, "torch.compile the blocks: minutes at the start, then faster steps")
+    shard: bool = setting(False, "with torchrun: spread a base that one device cannot hold")
     # optimizer
-    steps: int | None = setting(
-        None, "optimizer steps; 400 if not given, or 10 passes over the rows where these are fewer"
-    )
+    steps: int | None = setting(None, "400 if not given, or 10 passes over the rows where these are fewer")
     epochs: float | None = setting(None, "passes over the training rows, in place of --steps")
     lr: float | None = setting(None, "peak learning rate; 3e-3 on the shipped base, 1e-3 on another")
     instruct_steps: int = setting(200, "steps after the classification phase, with --instruct after")
@@ -172,14 +143,8 @@ def train(settings: Settings, run: RunDirectory, mixture, device: str) -> int:
         shard(model, device)
     limit = row_limit(model.config, settings.max_tokens)
     refuse_long(tokenizer, conversations, most_tokens(limit))
-    made = from_first(
-        lambda: provenance(
-            sys.argv,
-            base,
-            mixture,
-            settings.init_adapter and f"{settings.init_adapter}/adapter_model.safetensors",
-        )
-    )
+    start_file = settings.init_adapter and f"{settings.init_adapter}/adapter_model.safetensors"
+    made = from_first(lambda: provenance(sys.argv, base, mixture, start_file))
     run.begin(made, dtype=str(model.lm_head.weight.dtype).removeprefix("torch."))
     started = time.time()
     rows, label_report = training_rows(settings, mixture, model, tokenizer, run.path, limit=limit)
@@ -199,33 +164,17 @@ def train(settings: Settings, run: RunDirectory, mixture, device: str) -> int:
     copy_from_first(adapter.values())
 
     # optimizer
-    optimizer = torch.optim.AdamW(
-        adapter.values(), lr=settings.lr, weight_decay=settings.weight_decay, fused=True
-    )
-    steps = training_steps(
-        mixture,
-        rows,
-        conversations,
-        schedule,
-        seed=settings.seed,
-        batch_size=settings.batch_size,
-        group_size=settings.group_size,
-        warmup=settings.warmup,
-        decay=settings.schedule,
-    )
+    decay = settings.weight_decay
+    optimizer = torch.optim.AdamW(adapter.values(), lr=settings.lr, weight_decay=decay, fused=True)
+    steps = training_steps(mixture, rows, conversations, schedule, settings)
     done = run.load_state(adapter, optimizer)
     frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
     trained = sum(p.numel() for p in adapter.values())
-    where = (
-        f"; goes on after step {done}"
-        if done
-        else ", where nothing was saved: a new run"
-        if settings.resume
-        else ""
-    )
     print(
-        f"{settings.model}: {frozen:,} frozen parameters, {trained:,} in the adapter; writing to {run.path}{where}"
+        f"{settings.model}: {frozen:,} frozen parameters, {trained:,} in the adapter; writing to {run.path}"
     )
+    if settings.resume:
+        print(f"goes on after step {done}" if done else "nothing was saved there: a new run")
 
     # loop
     validation = Validation(
@@ -291,9 +240,7 @@ def train(settings: Settings, run: RunDirectory, mixture, device: str) -> int:
             }
             run.log({"step": done, **numbers, **counts})
             events.add(done, numbers)
-            if (
-                is_measured or stopping
-            ):  # after its line in the log, which goes back to the last state with a resumed run
+            if is_measured or stopping:  # after its line in the log, which a resumed run cuts at the state
                 run.save_state(adapter, optimizer, done)
             bar.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items()})
             bar.update()
@@ -362,10 +309,8 @@ def train(settings: Settings, run: RunDirectory, mixture, device: str) -> int:
 
 
 def show_task(settings: Settings, device: str) -> int:
-    model, tokenizer = (
-        load_model(shipped(settings.model), device=device),
-        load_tokenizer(shipped(settings.model), date=settings.date),
-    )
+    model = load_model(shipped(settings.model), device=device)
+    tokenizer = load_tokenizer(shipped(settings.model), date=settings.date)
     file, _, name = settings.show.partition("#")
     print(
         show(

@@ -83,29 +83,26 @@ def training_steps(
     rows: dict[str, list[Row]],
     conversations: list[Conversation],
     plan: list[Phase],
-    *,
-    seed: int,
-    batch_size: int,
-    group_size: int,
-    warmup: float,
-    decay: str,
+    settings,
 ) -> list[Step]:
-    """Every step of all phases. rows: of each training task. warmup: a share of a phase's steps if below 1, else steps."""
+    """Every step of all phases. rows: of each training task. settings: train.py's, its warmup a share of a phase's steps if
+    below 1, else steps."""
     found = []
     for phase in plan:
-        warmup_steps = round(warmup * phase.steps) if warmup < 1 else int(warmup)
         order = training_order(
             mixture,
             rows,
             conversations,
-            seed=seed,
+            seed=settings.seed,
             steps=phase.steps,
-            batch_size=batch_size,
-            group_size=group_size,
+            batch_size=settings.batch_size,
+            group_size=settings.group_size,
             fraction=phase.fraction,
         )
+        share = settings.warmup if settings.warmup < 1 else settings.warmup / phase.steps
+        warmup = round(share * phase.steps)
         for i, groups in enumerate(order):
-            found.append(Step(groups, phase.lr * lr_factor(i, phase.steps, warmup_steps, decay)))
+            found.append(Step(groups, phase.lr * lr_factor(i, phase.steps, warmup, settings.schedule)))
     return found
 
 

@@ -335,7 +335,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_state(
 def test_resume_starts_where_there_is_nothing_and_says_when_all_is_done(run, mixture, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert train.main(settings(mixture, tmp_path / "empty", resume=True, steps=1)) == 0
-    assert "where nothing was saved: a new run" in capsys.readouterr().out
+    assert "nothing was saved there: a new run" in capsys.readouterr().out
     before = (run / "report.json").stat().st_mtime_ns
     assert train.main(settings(mixture, run, resume=True)) == 0
     assert "finished" in capsys.readouterr().out and (run / "report.json").stat().st_mtime_ns == before
