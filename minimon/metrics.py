@@ -232,19 +232,6 @@ def chance(tasks: list[Scores]):
     return float(commonest / pairs) if pairs else None
 
 
-def old_question_share(scores: Scores, trained: dict[str, int], which="adapter") -> tuple[float | None, int]:
-    """Under a changed prompt: the share of pairs that get the *trained* question's label, and how many count.
-
-    trained: text -> label index under the trained prompt. The pairs that count have one, and there the two
-    questions differ; 1/2 is chance for a model that follows neither. (None, 0) without such a pair."""
-    old = np.array([trained.get(text, -1) for text in scores.clusters], dtype=int)
-    differ = (old >= 0) & (old != scores.labels)
-    if not differ.any():
-        return None, 0
-    answered = performance(scores.of(which)[differ], old[differ])
-    return float(answered.mean()), len(answered)
-
-
 # ---- intervals
 
 

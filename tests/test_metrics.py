@@ -18,7 +18,6 @@ from minimon.metrics import (
     intervals,
     mean_measures,
     measures,
-    old_question_share,
     performance,
     ranks,
     sigmoid,
@@ -258,21 +257,6 @@ def test_draws_are_the_same_for_other_scores_of_the_same_rows():
         for key in ("auroc", "performance"):
             assert np.array_equal(one[over][key]["base"], other[over][key]["base"])
             assert one[over][key]["uplift"].shape == (metrics.DRAWS,)
-
-
-def test_the_old_questions_share_is_of_pairs_whose_label_changed():
-    z = np.array([2.0, -1.0, 3.0, -2.0, 1.0])
-    P = np.stack([z, -z], axis=1)
-    scores = Scores("t", "d", np.array([1, 0, 0, 1, 0]), np.array(list("abcde"), dtype=object), -P, P)
-    trained = {
-        "a": 0,
-        "b": 1,
-        "c": 0,
-        "d": 0,
-    }  # a and b are answered as trained, d is not; c has not changed, e was never asked
-    assert old_question_share(scores, trained) == (pytest.approx(2 / 3), 3)
-    assert old_question_share(scores, trained, "base") == (pytest.approx(1 / 3), 3)
-    assert old_question_share(scores, {"c": 0}) == (None, 0)
 
 
 # ---- against scikit-learn, and where there is no number
