@@ -173,6 +173,8 @@ def train(settings: Settings, run: RunDirectory, mixture, device: str) -> int:
     print(
         f"{settings.model}: {frozen:,} frozen parameters, {trained:,} in the adapter; writing to {run.path}"
     )
+    if settings.model == "data/base":
+        print("the shipped base knows a small made-up world only; a real model is named with --model")
     if settings.resume:
         print(f"goes on after step {done}" if done else "nothing was saved there: a new run")
 
@@ -304,7 +306,13 @@ def train(settings: Settings, run: RunDirectory, mixture, device: str) -> int:
     run.finish()
     cost = f"{time.time() - started:.0f} s and {about['peak_memory_gb']:.1f} GB of memory"
     print(f"\n{table(report)}\n\nreport and adapter in {run.path}, after {cost}")
-    print("\n".join([*reading(report), verdict_line(report)]))
+    print("\n".join(reading(report)))
+    print(f"the texts it got most wrong, and every figure: {run.path / 'report.html'}")
+    if settings.quick:
+        print(
+            "next: python train.py for the whole of it, your own task with --mixture, a real model with --model"
+        )
+    print(verdict_line(report))
     return 0
 
 
