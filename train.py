@@ -88,7 +88,9 @@ class Settings:
     # optimizer
     steps: int | None = setting(None, "400 if not given, or 10 passes over the rows where these are fewer")
     epochs: float | None = setting(None, "passes over the training rows, in place of --steps")
-    lr: float | None = setting(None, "peak learning rate; 3e-3 on the shipped base, 1e-3 on another")
+    lr: float | None = setting(
+        None, "peak learning rate; 3e-3 on the shipped base, 1.5e-3 x 576 / width on another"
+    )
     instruct_steps: int = setting(200, "steps after the classification phase, with --instruct after")
     instruct_lr: float = setting(1e-3, "their peak learning rate")
     schedule: str = setting("linear", "decay after the warm-up, to zero", ("linear", "cosine"))

@@ -17,7 +17,7 @@ DOORS = {"tasks", "tokenizer", "checkpoint", "files"}
 ROOMS = {  # folder -> other folders that it may open
     "hf": set(),
     "formats": set(),
-    "run": {"formats"},
+    "run": {"formats", "hf"},
     "report": {"run"},
     "serve": {"formats", "run", "report"},
     "study": {"formats", "run", "report"},
