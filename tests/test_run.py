@@ -87,7 +87,7 @@ def test_a_directory_has_one_owner_which_is_named_and_a_killed_one_leaves_no_loc
 @pytest.mark.parametrize("changes", [{}, {"resume": True}, {"overwrite": True}])
 def test_a_second_run_in_the_same_directory_is_refused_and_the_first_goes_on(world, tmp_path, changes):
     out = tmp_path / "x"
-    first = forked(settings(world, out, steps=5000))
+    first = forked(settings(world, out, steps=40000))  # more than it can take before the signal comes
     while not (out / "settings.json").exists():
         time.sleep(0.02)
     before = (out / "settings.json").read_bytes()

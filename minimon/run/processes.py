@@ -142,7 +142,8 @@ def in_threads(work: Callable, items: list, model) -> list:
     of its own."""
     threads = min(torch.get_num_threads(), CORES)
     is_small = sum(p.numel() for p in model.parameters()) <= SMALL
-    if min(threads, len(items)) < 2 or not is_small or model.lm_head.weight.is_cuda:
+    is_on_cpu = not any(p.is_cuda for p in model.parameters())
+    if min(threads, len(items)) < 2 or not is_small or not is_on_cpu:
         return [work(item) for item in items]
     threads_of_one = torch.get_num_threads() // threads
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(threads_of_one,)) as pool:
