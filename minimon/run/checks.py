@@ -1,5 +1,6 @@
 """What the command line of train.py or eval.py got wrong, found before anything is read."""
 
+import importlib.util
 import math
 import os
 import shutil
@@ -46,6 +47,10 @@ def check_training(settings) -> None:
     if settings.init_adapter and not (Path(settings.init_adapter) / "adapter_config.json").is_file():
         raise ValueError(
             f"--init-adapter: expected a directory with adapter_config.json, found none in {settings.init_adapter}"
+        )
+    if settings.tensorboard and not importlib.util.find_spec("tensorboard"):
+        raise ValueError(
+            "--tensorboard: expected the package tensorboard, found none; pip install tensorboard"
         )
     check_device(settings.device)
     if settings.compile and settings.shard:

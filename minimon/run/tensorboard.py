@@ -4,15 +4,11 @@ from minimon.run.processes import rank
 
 
 def event_writer(directory, wanted: bool):
-    """An object with add(step, numbers) and close(). Raises ValueError where the package is wanted and not there."""
+    """An object with add(step, numbers) and close(); checks.py has seen to it that the package is there where it is wanted."""
     if not wanted or rank() > 0:
         return NoEvents()
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise ValueError(
-            "--tensorboard: expected the package tensorboard, found none; pip install tensorboard"
-        ) from error
+    from torch.utils.tensorboard import SummaryWriter  # slow to import, seldom wanted
+
     return Events(SummaryWriter(str(directory)))
 
 
