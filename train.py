@@ -18,7 +18,7 @@ import torch
 from minimon.batch import most_tokens, row_limit, task_label_ids
 from minimon.checkpoint import default_dtype, load_model
 from minimon.evaluate import evaluate, evaluation_rows
-from minimon.files import resolve, sha256
+from minimon.files import read_toml, resolve, sha256
 from minimon.lora import adapter_tensors, add_lora, load_adapter, save_adapter
 from minimon.report import build_report, reading, table, verdict_line, write_report
 from minimon.report.leakage import near_duplicates
@@ -186,6 +186,7 @@ def train(settings: Settings, run: RunDirectory, mixture, device: str) -> int:
     )
     events = event_writer(run.path, settings.tensorboard)
     batch_tokens, watch = pass_tokens(model, settings.batch_tokens, training=True), LoadWatch()
+    before = {} if done else validation.measure(0)
     with StopSignals() as stop, progress(len(steps), done, "train", "step") as bar:
         for groups, lr in steps[done:]:
             if settings.stop_early and validation.is_over:
@@ -242,6 +243,8 @@ def train(settings: Settings, run: RunDirectory, mixture, device: str) -> int:
                 "lr": lr,
                 "grad_norm": round(norm, 6),
             }
+            if done == 1 and before:
+                counts["validation_loss_before"] = before["validation_loss"]
             run.log({"step": done, **numbers, **counts})
             events.add(done, numbers)
             if is_measured or stopping:  # after its line in the log, which a resumed run cuts at the state
@@ -311,9 +314,9 @@ def train(settings: Settings, run: RunDirectory, mixture, device: str) -> int:
     print("\n".join(reading(report)))
     print(f"the texts it got most wrong, and every figure: {run.path / 'report.html'}")
     if settings.quick:
-        print(
-            "next: python train.py for the whole of it, your own task with --mixture, a real model with --model"
-        )
+        print("next: python train.py for all of it, your own task with --mixture, a real model with --model")
+    elif "inter_task" not in report:
+        print(f"next: a threshold, with eval.py --adapter {run.path} --calibrate TASK")
     print(verdict_line(report))
     return 0
 
@@ -322,6 +325,10 @@ def show_task(settings: Settings, device: str) -> int:
     model = load_model(shipped(settings.model), device=device)
     tokenizer = load_tokenizer(shipped(settings.model), date=settings.date)
     file, _, name = settings.show.partition("#")
+    if file == settings.mixture or {"train", "eval"} & read_toml(shipped(file)).keys():
+        raise ValueError(
+            f"--show: expected a task file, got {file}, which is a mixture; name one of its tasks"
+        )
     print(
         show(
             model,

@@ -87,7 +87,7 @@ def test_a_directory_has_one_owner_which_is_named_and_a_killed_one_leaves_no_loc
 @pytest.mark.parametrize("changes", [{}, {"resume": True}, {"overwrite": True}])
 def test_a_second_run_in_the_same_directory_is_refused_and_the_first_goes_on(world, tmp_path, changes):
     out = tmp_path / "x"
-    first = forked(settings(world, out, steps=40000))  # more than it can take before the signal comes
+    first = forked(settings(world, out, steps=20000))  # more than it can take before the signal comes
     while not (out / "settings.json").exists():
         time.sleep(0.02)
     before = (out / "settings.json").read_bytes()
@@ -95,6 +95,8 @@ def test_a_second_run_in_the_same_directory_is_refused_and_the_first_goes_on(wor
     error = (tmp_path / "told.err").read_text().strip()
     assert len(error.splitlines()) == 1 and error.startswith(f"error: {out}: in use by process {first} on ")
     assert (out / "settings.json").read_bytes() == before
+    while not (out / "log.jsonl").exists():  # it is among its steps
+        time.sleep(0.02)
     os.kill(first, signal.SIGTERM)
     assert wait(first) == 143 and not (out / "lock").exists()
 
@@ -398,6 +400,7 @@ def test_without_glibc_nothing_happens(monkeypatch):
 def test_slow_steps_on_a_busy_machine_are_explained_once(monkeypatch, busy):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(os, "getloadavg", lambda: (6.0 if busy else 1.0, 0, 0))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     watch = load.LoadWatch()
     lines = [
         watch.line(seconds, tokens)

@@ -11,6 +11,7 @@ LEGEND = [
     "uplift: of AUROC; its interval is the wider of one over transcripts and one over tasks",
 ]
 MANY_PASSES = 20  # over the training rows
+MANY_COPIES = 0.1  # share of a split's rows
 LEAST_MASS = 0.5  # of the probability at the answer, that the labels have
 LEARNED = 0.6  # AUROC on trained tasks
 
@@ -170,6 +171,7 @@ def reading(report: dict) -> list[str]:
             lines += caught(by_split[split])
             break
     lines += answering(splits)
+    lines += copied(report)
     return lines + training(report.get("training", {}), by_split.get("trained"))
 
 
@@ -213,7 +215,20 @@ def caught(part: Part) -> list[str]:
             above = int(percent / 100 * part.negatives + 1e-9)
             behind = f"{above} of {part.negatives} negatives lie above it"
             compared = "" if part.alone else f"its base {base:.1%}; "
-            lines.append(f"{start} catches {adapter:.1%} of positives ({compared}{behind})")
+            warning = "warning: " if not part.alone and adapter < base else ""
+            lines.append(f"{warning}{start} catches {adapter:.1%} of positives ({compared}{behind})")
+    return lines
+
+
+def copied(report: dict) -> list[str]:
+    """Splits of which a good part is in the training texts, but for details."""
+    lines = []
+    for split, found in report.get("leakage", {}).items():
+        if split in report["splits"] and found["near_duplicates"] > MANY_COPIES * found["rows"]:
+            count = f"{found['near_duplicates']} of {found['rows']}"
+            lines.append(
+                f"warning: {split}: {count} texts are near duplicates of training texts; expect less on others"
+            )
     return lines
 
 
@@ -229,7 +244,9 @@ def answering(splits: list[Part]) -> list[str]:
     least, where = min(masses)
     low = sum(mass < LEAST_MASS for mass, _ in masses)
     if not low:
-        return [f"answers with the labels: they have {least:.0%} or more of the probability in each task"]
+        return [
+            f"answers with the labels: they have at least {min(least, 0.999):.1%} of the probability in each task"
+        ]
     return [
         f"warning: in {low} of {len(masses)} tasks the labels have less than half of the probability at the "
         f"answer (least for {where}, {least:.1%}): it is about to write something else. Let the prompt name "
@@ -249,9 +266,10 @@ def training(facts: dict, trained: Part | None) -> list[str]:
     if losses:
         best_step, best = min(losses, key=lambda point: point[1])
         first, last = losses[0][1], losses[-1][1]
-        lines.append(
-            f"validation loss {first:.3f} at first, {best:.3f} at step {best_step}, {last:.3f} at last"
-        )
+        course = f"{first:.3f} at step {losses[0][0]}, {best:.3f} at step {best_step}, {last:.3f} at last"
+        if len(losses) == 1:
+            course = f"{last:.3f} at step {best_step}, measured once"
+        lines.append(f"validation loss {course}")
         if last > 1.1 * best:
             lines.append(f"warning: worse after step {best_step}: take fewer --steps, or --stop-early")
         elif len(losses) > 2 and last < 0.97 * losses[-2][1]:

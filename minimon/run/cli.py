@@ -29,9 +29,14 @@ def setting(default, help: str, choices=None):
     return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
 
 
+class OneLineParser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"error: {one_line(ValueError(message))}; --help lists what there is\n")
+
+
 def parse(settings: type, argv: list[str] | None = None, description: str | None = None):
     """Command line -> an instance of the dataclass `settings`."""
-    parser = argparse.ArgumentParser(
+    parser = OneLineParser(
         description=description,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,

@@ -2,6 +2,8 @@
 
 import os
 
+import torch
+
 SLOW = 3.0  # times what the fastest step took a token
 LONG = 1.0  # seconds; nobody waits for shorter steps
 BUSY = 1.5  # processes that want to run, a core
@@ -24,7 +26,7 @@ class LoadWatch:
         if load < BUSY * cores:
             return None
         self.has_spoken = True
-        return (
-            f"steps are slow since the machine is busy: load {load:.1f} on {cores} cores; if it stays so, "
-            "OMP_NUM_THREADS=1 is faster, since threads do not wait for each other then"
-        )
+        advice = ""
+        if torch.get_num_threads() > 1:
+            advice = "; if it stays so, OMP_NUM_THREADS=1 is faster: threads do not wait for each other then"
+        return f"steps are slow since the machine is busy: load {load:.1f} on {cores} cores{advice}"

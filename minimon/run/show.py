@@ -27,6 +27,11 @@ def show(model, tokenizer, task, *, limit) -> str:
             f"ids: {' '.join(map(str, encoded.ids))}",
             "labels at the answer position, under the base:",
             *answers,
-            f"the labels have {reading.label_mass[0]:.1%} of the probability over the whole vocabulary",
+            f"the labels have {reading.label_mass[0]:.1%} of the probability over the whole vocabulary"
+            + (
+                "; little is usual before training, look again at label_mass after it"
+                if reading.label_mass[0] < 0.5
+                else ""
+            ),
         ]
     )

@@ -25,6 +25,8 @@ class Validation:
                 self.rows[task.name] = (task, rows)
         self.losses: list[list] = []  # [step, loss]
         for line in log:
+            if "validation_loss_before" in line:
+                self.losses.append([0, line["validation_loss_before"]])
             if "validation_loss" in line:
                 self.losses.append([line["step"], line["validation_loss"]])
 
