@@ -182,6 +182,11 @@ def table_rows(path, delimiter: str) -> Iterator[tuple[int, dict]]:
         names = reader.fieldnames
         if names is None:
             raise ValueError(f"{path}: expected a header line, got an empty file")
+        if delimiter == "," and len(names) == 1 and ";" in names[0]:
+            raise ValueError(
+                f"{path}:1: expected columns with commas between, got {names[0]!r}; "
+                "is it separated by ';'? write it with commas"
+            )
         if len(set(names)) < len(names):
             raise ValueError(f"{path}:1: expected a name of its own for each column, got {', '.join(names)}")
         line = reader.line_num + 1

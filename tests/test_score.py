@@ -134,6 +134,38 @@ def test_an_inspect_log_is_scored_and_what_is_skipped_says_why(run, folder, caps
     assert all((line["P"] is None) == ("broken" in line["id"]) for line in lines)
 
 
+def test_a_line_at_the_end_counts_what_was_flagged_and_what_not_scored(run, folder, capsys, monkeypatch):
+    rows = [{"text": "Sings"}, {"text": ""}, {"text": " \n "}, {"text": "Feeds the cat"}]
+    (folder / "blank.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for file, changes, words in (
+        ("blank.jsonl", {"threshold": 0.0}, "4 rows: 2 flagged, 0 not, 2 not scored (empty text)"),
+        ("blank.jsonl", {}, "4 rows: 2 scored, 2 not scored (empty text)"),
+        (LOGS / "deflate.eval", {"threshold": 1.0}, "8 rows: 0 flagged, 6 not, 2 not scored (error)"),
+        ("in.jsonl", {"threshold": 1.0}, "30 rows: 0 flagged, 30 not"),
+    ):
+        options = {"score": str(folder / file), "task": str(folder / "t.toml")} | changes
+        assert evaluate(run, folder, **options) == 0
+        out, error = capsys.readouterr()
+        assert words in error.splitlines()
+        lines = [json.loads(line) for line in out.splitlines()]
+        assert all((line["log_odds"] is None) == ("skipped" in line) for line in lines)
+        if file == "blank.jsonl":
+            assert [line.get("skipped") for line in lines] == [None, "empty text", "empty text", None]
+    chunks_of(monkeypatch, 8)
+    out = run / "s.jsonl"
+    part_of_scores(run, folder, capsys, out)
+    options = {"score": str(folder / "in.jsonl"), "task": str(folder / "t.toml"), "out": str(out)}
+    capsys.readouterr()
+    assert evaluate(run, folder, **options, resume=True) == 0  # those of the first part count as well
+    assert "30 rows: 30 scored" in capsys.readouterr().err.splitlines()
+
+
+def test_a_table_with_semicolons_is_refused_at_its_header(run, folder):
+    (folder / "semi.csv").write_text("message;verdict\nSings;ok\n")
+    with pytest.raises(ValueError, match=r"semi.csv:1: .*'message;verdict'; is it separated by ';'\?"):
+        evaluate(run, folder, score=str(folder / "semi.csv"), task=str(folder / "t.toml"))
+
+
 @pytest.mark.parametrize(
     "bad, words",
     [
@@ -490,6 +522,13 @@ def test_a_threshold_is_stored_beside_the_adapter_and_used(run, folder, capsys):
         and stored["negatives"] == 120
     )
     assert "training rows cannot be read" in printed  # settings.json names no mixture
+    assert f"(P {sigmoid(stored['threshold']):.4g})" in printed
+    assert "which the report has measured as well; give the task a validation share" in printed
+    where = "for an FPR of 0.05, picked on 240 rows of rows.jsonl; the rate holds for texts like those"
+    monitor = SimpleNamespace(threshold=stored["threshold"], calibration=stored)
+    assert where in thresholds.threshold_line(monitor)
+    del stored["file"]  # as older versions stored it
+    assert "picked on 240 rows; the rate" in thresholds.threshold_line(monitor)
     lines = scored(run, folder, capsys, "rows.jsonl")
     assert [line["decision"] for line in lines] == [line["log_odds"] > stored["threshold"] for line in lines]
     flagged = [line["decision"] for line in lines[::2]]  # the negatives

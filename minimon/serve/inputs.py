@@ -26,7 +26,7 @@ MISSING = object()
 
 class Item(NamedTuple):
     id: object  # the row's own, or the number of its line
-    text: str | None  # None for a sample that is not scored
+    text: str | None  # None for what is not scored: a log's sample that failed, an empty text
     about: dict  # what else its line of scores says
     metadata: dict  # the fields of its row beside id and text
 
@@ -87,7 +87,10 @@ def row_items(file: str, task: Task):
     for number, record in numbered_rows(file):
         where = f"{'standard input' if file == STDIN else file}:{number}"
         metadata = {key: value for key, value in record.items() if key not in shown}
-        yield Item(row_id(record, number, where), row_text(task, record, where), {}, finite(metadata))
+        text, about = row_text(task, record, where), {}
+        if not text.strip():
+            text, about = None, {"skipped": "empty text"}
+        yield Item(row_id(record, number, where), text, about, finite(metadata))
 
 
 def row_id(record: dict, number: int, where: str):

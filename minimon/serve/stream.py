@@ -2,21 +2,24 @@
 
 A line is {"id", "log_odds", "P", "decision"} of the task's first label, with more where there is more to say:
 "by_label" and "likeliest" of three labels or more, "left_out" tokens of a text that was too long, "file" of
-several, "skipped" with a reason. Beside a file of scores lies FILE.about.json: hashes of adapter, task
-and input, the threshold and where it comes from. --resume goes on only where these are the same."""
+several, "skipped" with the reason why it has no score. Beside a file of scores lies FILE.about.json: hashes of
+adapter, task and input, the threshold and where it comes from. --resume goes on only where these are the same."""
 
 import hashlib
 import json
 import os
 import queue
+import sys
 import threading
+from collections import Counter
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
-from minimon.files import read_json, sha256, write_json
+from minimon.files import json_row, read_json, sha256, write_json
 from minimon.run.cli import check_output
 from minimon.run.processes import dealing, from_first, rank, size
 from minimon.serve.inputs import STDIN, read_items
@@ -32,13 +35,16 @@ def score_stream(
 
     -> False where `resume` finds all of it done. Several processes share the work, the first of them writes.
     on_rows(n): n more rows are done. Raises ValueError naming file and line; what came before it is scored
-    first."""
+    first. At the end a line on stderr says how many rows were flagged, and how many not scored."""
     items, done, stream = read_items(files, monitor.task), 0, nullcontext(out)
+    counts = Counter()
     if isinstance(out, (str, Path)):
         about = about_scores(monitor, files) | {"with_text": with_text}
         done = from_first(lambda: prepare(Path(out), about, resume, overwrite))
         if done is None:
             return False
+        if done and rank() == 0:
+            counts.update(outcomes_of(part_of(out)))
         items = islice(items, done, None)
         stream = open(os.devnull if rank() else part_of(out), "a", encoding="utf-8")
     if on_rows:
@@ -48,11 +54,37 @@ def score_stream(
         for lines in score_chunks(monitor, chunks, with_text):
             target.write("".join(json.dumps(line, allow_nan=False) + "\n" for line in lines))
             target.flush()
+            counts.update(map(outcome, lines))
             if on_rows:
                 on_rows(len(lines))
     if isinstance(out, (str, Path)):
         from_first(lambda: finish(Path(out)))
+    if rank() == 0:
+        tqdm.write(outcome_line(counts, monitor.threshold is not None), file=sys.stderr)
     return True
+
+
+def outcome(line: dict) -> bool | str | None:
+    """Its decision, None without a threshold; of a row that was not scored the reason."""
+    return line.get("skipped", line.get("decision"))
+
+
+def outcomes_of(part: Path):
+    """Those of the lines of an unfinished file, a line in memory at a time."""
+    with open(part, encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            yield outcome(json_row(line, f"{part}:{number}"))
+
+
+def outcome_line(counts: Counter, decided: bool) -> str:
+    """8 rows: 2 flagged, 4 not, 2 not scored (error)"""
+    total = counts.total()
+    skipped = {reason: count for reason, count in counts.items() if isinstance(reason, str)}
+    parts = [f"{counts[True]} flagged", f"{counts[False]} not"] if decided else [f"{counts[None]} scored"]
+    if skipped:
+        reasons = list(skipped) if len(skipped) == 1 else [f"{n} {reason}" for reason, n in skipped.items()]
+        parts.append(f"{sum(skipped.values())} not scored ({', '.join(reasons)})")
+    return f"{total} {'row' if total == 1 else 'rows'}: {', '.join(parts)}"
 
 
 def score_chunks(monitor, chunks, with_text: bool = False):

@@ -160,6 +160,7 @@ def calibrate_run(monitor, directory, *, fpr: float, fit: bool = False, on_rows=
     entry = {
         "adapter": monitor.adapter,
         "model": monitor.settings.model,
+        "file": task.path.name,
         "rows": rows[0].side,
         "rows_cut": int((left_out > 0).sum()),
         "checked": trained is not None,
@@ -201,9 +202,13 @@ def calibration_lines(task: Task, entry: dict) -> str:
         next(iter(task.labels)),
         f"{entry['negatives']} negatives and {entry['positives']} positives",
     )
+    at = "" if entry["temperature"] == 1 else " at that temperature"
+    side = f"{entry['rows']} rows"
+    if entry["rows"] == "test":
+        side += ", which the report has measured as well; give the task a validation share"
     lines = [
-        f"{task.name}: {label} where log-odds > {entry['threshold']:.6g} {shown['threshold']}, "
-        f"picked on {rows} ({entry['rows']} rows)",
+        f"{task.name}: {label} where log-odds > {entry['threshold']:.6g} {shown['threshold']} "
+        f"(P {sigmoid(entry['threshold']):.4g}{at}), picked on {rows} ({side})",
         f"there FPR {entry['fpr']:.4f} {shown['fpr']} and TPR {entry['tpr']:.3f} {shown['tpr']}; "
         f"temperature {entry['temperature']:g}",
     ]
@@ -221,8 +226,17 @@ def threshold_line(monitor) -> str:
         advice = "pick one with --calibrate or --threshold"
         return f"no threshold for task {monitor.task.name!r} beside the adapter: decision is null; {advice}"
     entry = monitor.calibration
-    source = "--threshold" if entry is None else f"{NAME}, for an FPR of {entry['asked_fpr']:g}"
+    source = (
+        "--threshold" if entry is None else f"{NAME}, for an FPR of {entry['asked_fpr']:g}, {origin(entry)}"
+    )
     return f"decision: log-odds > {monitor.threshold:.6g} ({source})"
+
+
+def origin(entry: dict) -> str:
+    """The rows that a threshold was picked on; entries of older versions do not name their file."""
+    file = f" of {entry['file']}" if "file" in entry else ""
+    rows = f"{entry['negatives'] + entry['positives']} rows{file}"
+    return f"picked on {rows}; the rate holds for texts like those"
 
 
 def refuse_calibrated(directory, task: Task) -> None:
