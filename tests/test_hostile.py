@@ -188,7 +188,10 @@ def test_every_hostile_text_is_scored_and_reported_as_any_row(world, tmp_path, c
     )
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["id"] for line in lines] == [row["id"] for row in rows]
-    assert all(0 < line["P"] < 1 and line["decision"] == (line["P"] > 0.5) for line in lines)
+    blank = [line["id"] for line in lines if line.get("skipped") == "empty text"]
+    assert blank == ["nothing", "white space"]
+    scored = [line for line in lines if "skipped" not in line]
+    assert all(0 < line["P"] < 1 and line["decision"] == (line["P"] > 0.5) for line in scored)
 
 
 def test_a_run_over_hostile_texts_is_trained_measured_and_reported(world, tmp_path):
