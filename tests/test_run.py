@@ -410,6 +410,20 @@ def test_slow_steps_on_a_busy_machine_are_explained_once(monkeypatch, busy):
     assert not busy or "load 6.0 on 2 cores" in lines[3] and "OMP_NUM_THREADS=1" in lines[3]
 
 
+def test_a_signal_that_a_package_swallowed_stops_the_run_after_a_step():
+    with pytest.raises(SystemExit) as ended, cli.one_line_errors():
+        try:
+            cli.interrupt(signal.SIGTERM, None)
+        except:  # noqa: E722  as packages do around an import
+            pass
+        with cli.StopSignals() as stop:
+            assert stop
+            stop.leave()
+    assert ended.value.code == 143
+    with cli.StopSignals() as stop:
+        assert not stop
+
+
 # ---- children --------------------------------------------------------------------------------------------------------
 
 CHILD = "import os, sys, time; print(os.getpid(), flush=True); time.sleep(60)"

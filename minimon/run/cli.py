@@ -121,6 +121,7 @@ def one_line_errors(to_go_on: str = "the same command"):
     As in a shell the code is 130 after an interrupt, 143 after SIGTERM, 141 where the reader of a pipe went
     away. Of several processes only the first to fail writes the line. to_go_on: what to type after an
     interrupt."""
+    RECEIVED.clear()
     signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
@@ -142,6 +143,7 @@ def one_line_errors(to_go_on: str = "the same command"):
         write_once(f"error: another process of this run has ended; to go on from what is saved: {to_go_on}\n")
         raise SystemExit(2) from None
     finally:
+        RECEIVED.clear()
         leave()
 
 
@@ -158,7 +160,11 @@ def one_line(error: Exception) -> str:
     return f"{text[:1000]} [... {len(text) - LONGEST} characters ...] {text[-500:]}"
 
 
+RECEIVED: list[int] = []  # signals that raised; a package that is just being imported may swallow that
+
+
 def interrupt(number, frame):
+    RECEIVED.append(number)
     raise KeyboardInterrupt(number)
 
 
@@ -174,6 +180,9 @@ class StopSignals:
         self.number = None  # of the signal that came
 
     def __enter__(self):
+        self.number = (
+            RECEIVED[-1] if RECEIVED else None
+        )  # it came before and was swallowed: stop after one step
         self.before = {
             number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)
         }
@@ -182,6 +191,7 @@ class StopSignals:
     def __exit__(self, *error):
         for number, handler in self.before.items():
             signal.signal(number, handler)
+        RECEIVED.clear()
 
     def __bool__(self):
         return self.number is not None
