@@ -164,8 +164,8 @@ def scores_of(question: Question, base: Side, adapter: Side) -> Scores:
 def questions_of(mixture: Mixture) -> dict[str, list[Question]]:
     """Split -> a question for each of its tasks, group after group."""
     questions = {}
-    for split, groups in mixture.splits.items():
-        tasks = [task for members in groups.values() for task in members]
+    for split in mixture.splits:
+        tasks = mixture.split_tasks(split)
         questions[split] = [Question(task, mixture.test_rows(task, split)) for task in tasks]
     return questions
 

@@ -375,9 +375,10 @@ class Mixture:
         """At most `cap` rows, the mixture's if not given."""
         return task.select("train", cap or self.cap, balance=self.balance, seed=seed)
 
-    def validation_rows(self, task: Task) -> list[Row]:
-        """The same for every seed; none where the task's split has no validation side."""
-        return task.select("validation", self.eval_rows, balance=self.balance, seed="eval")
+    def validation_rows(self, task: Task, count: int | None = None) -> list[Row]:
+        """At most `count`, or as many as are evaluated; the same for every seed; none where the task's split has no
+        validation side."""
+        return task.select("validation", count or self.eval_rows, balance=self.balance, seed="eval")
 
     def test_rows(self, task: Task, split: str = "") -> list[Row]:
         """The same for every seed, so that runs are compared on the same rows."""
@@ -388,6 +389,8 @@ class Mixture:
         """What --splits (names with commas between), --eval-rows and --cap ask for. Raises ValueError.
 
         A split with rows of its own keeps them where they are fewer."""
+        if splits is None and eval_rows is None and cap is None:
+            return self
         names = splits.replace(" ", "").split(",") if splits else list(self.splits)
         unknown = [repr(name) for name in names if name not in self.splits]
         if unknown:

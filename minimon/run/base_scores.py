@@ -29,13 +29,15 @@ class BaseScores:
         """Split -> the side of each task in order, None where it is not computed yet: `base` of
         evaluate.evaluate."""
         found = {}
-        for split, tasks in tasks_by_split(mixture).items():
+        for split in mixture.splits:
+            tasks = mixture.split_tasks(split)
             found[split] = [self.computed.get(self.key(mixture, split, task)) for task in tasks]
         return found
 
     def add(self, mixture, scores: dict) -> None:
         """What evaluate gave: {split: {group: [Scores]}}."""
-        for split, tasks in tasks_by_split(mixture).items():
+        for split in mixture.splits:
+            tasks = mixture.split_tasks(split)
             of_tasks = [of_task for group in scores.get(split, {}).values() for of_task in group]
             for task, of_task in zip(tasks, of_tasks):
                 side = {"log_odds": of_task.base, **of_task.shares["base"], **of_task.references}
@@ -64,13 +66,6 @@ class BaseScores:
             for name, values in side.items():
                 tensors[f"{key}.{name}"] = torch.from_numpy(np.ascontiguousarray(values))
         write_tensors(self.path, tensors)
-
-
-def tasks_by_split(mixture) -> dict[str, list]:
-    return {
-        split: [task for tasks in groups.values() for task in tasks]
-        for split, groups in mixture.splits.items()
-    }
 
 
 def read_sides(path: Path) -> dict[str, dict[str, np.ndarray]]:

@@ -20,7 +20,7 @@ class Validation:
         self.options = {"limit": limit, "batch_tokens": batch_tokens}
         self.rows = {}
         for task in mixture.train:
-            rows = task.select("validation", ROWS, balance=mixture.balance, seed="eval")
+            rows = mixture.validation_rows(task, ROWS)
             if rows:
                 self.rows[task.name] = (task, rows)
         self.losses: list[list] = []  # [step, loss]
