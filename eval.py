@@ -119,7 +119,7 @@ def report_on(settings: Settings, run, mixture: Mixture, leakage: dict | None) -
         if settings.adapter:
             scores = evaluate(model, tokenizer, mixture, **options, **shared)
         else:
-            base = measure(model, tokenizer, mixture, references=True, **options, **shared)
+            base = measure(model, tokenizer, mixture, adapter=False, **options, **shared)
             scores = compare(mixture, base, base)
     attacked = None
     if settings.attack:

@@ -186,29 +186,21 @@ def token_batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:
     return batches
 
 
-def in_batches(batches: list[list[int]], work, can_halve: bool = True):
-    """(batch, work(batch)) of all batches. Where CUDA is out of memory, what is left goes on in halves.
+def in_halves(
+    batches: list[list], error: torch.OutOfMemoryError, model, *, can_halve: bool = True
+) -> list[list]:
+    """What is left to do after CUDA ran out of memory, each batch in halves.
 
     Raises ValueError for a single text, or where batches may not change (shards, whose processes must all do the same)."""
-    waiting = list(batches)
-    while waiting:
-        try:
-            result = work(waiting[0])
-        except torch.OutOfMemoryError as error:
-            if len(waiting[0]) == 1 or not can_halve:
-                raise ValueError(
-                    f"out of memory with {len(waiting[0])} texts at a time; give a lower --batch-tokens or --max-tokens"
-                ) from error
-        else:
-            yield waiting.pop(0), result
-            continue
-        torch.cuda.empty_cache()  # after the error, whose traceback held tensors
-        waiting = [half for batch in waiting for half in halves(batch)]
-
-
-def halves(items: list) -> list[list]:
-    middle = (len(items) + 1) // 2
-    return [half for half in (items[:middle], items[middle:]) if half]
+    if len(batches[0]) == 1 or not can_halve or getattr(model, "sharded", False):
+        raise ValueError(
+            f"out of memory with {len(batches[0])} texts at a time; give a lower --batch-tokens or --max-tokens"
+        ) from error
+    smaller = []
+    for batch in batches:
+        middle = (len(batch) + 1) // 2
+        smaller += [half for half in (batch[:middle], batch[middle:]) if half]
+    return smaller
 
 
 # ---- the order of training -------------------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ In the splits thinking and summary the model writes first: its reasoning, or a s
 n rows, N labels, B rows of a batch, C hidden_size, V vocabulary.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,27 +15,48 @@ from torch import Tensor
 
 from minimon.batch import (
     NO_LIMIT,
+    EncodedRow,
     Limit,
     common_prefix,
     encode_row,
     fit,
-    in_batches,
+    in_halves,
     pack,
     rope_switch,
+    task_label_ids,
     token_batches,
 )
 from minimon.generate import generate
-from minimon.lora import enable_lora, lora_layers
+from minimon.lora import enable_lora
 from minimon.metrics import Scores
 from minimon.model import Decoder
 from minimon.tasks import Mixture, Options, Row, Task
 from minimon.tokenizer import Tokenizer
 
 BATCH_TOKENS = 2048  # of a pass
-DECODE_TOKENS = 16384  # whose keys and values are kept while decoding
 VOCABULARY_CHUNK = 8192  # rows of the head in fp32 at a time
 SHARES = ("label_mass", "well_formed")
 REFERENCES = ("transcript", "empty")  # what the judge of summaries says of the whole text, and of none
+
+
+class Question(NamedTuple):
+    """One task of one split, asked of its test rows."""
+
+    task: Task
+    rows: list[Row] | list[str]
+
+    @property
+    def texts(self) -> list[str]:
+        return texts_of(self.rows)
+
+
+class Encoded(NamedTuple):
+    """A task's rows as ids, up to the answer."""
+
+    ids: list[list[int]]
+    label_ids: list[int]
+    left_out: list[int]  # tokens of each text that were cut to fit
+    complete: list[bool] | None = None  # of each thought: it ended by itself, in the form that was asked for
 
 
 class Reading(NamedTuple):
@@ -43,6 +66,10 @@ class Reading(NamedTuple):
     label_mass: Tensor  # (n,) the labels' share of the probability over the whole vocabulary
     label_first: Tensor  # (n,) bool: the likeliest token of the vocabulary is a label
     left_out: Tensor  # (n,) tokens of the row's text that were cut to fit
+    well_formed: Tensor | None = (
+        None  # (n,) bool, of thoughts: complete, and a label is the likeliest token after it
+    )
+    hidden: Tensor | None = None  # (n, C) after the final norm, where asked for
 
     @property
     def P(self) -> Tensor:
@@ -50,82 +77,52 @@ class Reading(NamedTuple):
         return self.log_odds.sigmoid()
 
 
-class Question(NamedTuple):
-    """One task of one split, asked of its test rows."""
-
-    task: Task
-    rows: list[Row]
-
-    @property
-    def texts(self) -> list[str]:
-        return [row.text for row in self.rows]
-
-
-Side = dict[
-    str, np.ndarray
-]  # of one question: log_odds (n, N); label_mass, left_out, well_formed (n,); references (n, N)
+# of one question: log_odds (n, N); label_mass, left_out, well_formed (n,); REFERENCES (n, N)
+Side = dict[str, np.ndarray]
 
 
 # ---- a mixture -------------------------------------------------------------------------------------------------------
 
 
 def evaluate(
-    model: Decoder,
-    tokenizer: Tokenizer,
-    mixture: Mixture,
-    *,
-    limit: Limit = NO_LIMIT,
-    batch_tokens: int | None = None,
-    base: dict[str, list[Side | None]] | None = None,
-    each=None,
-    on_rows=None,
+    model: Decoder, tokenizer: Tokenizer, mixture: Mixture, *, base: dict | None = None, **options
 ) -> dict[str, dict[str, list[Scores]]]:
     """Every split of the mixture under base (the adapter off) and adapter -> {split: {group: [Scores]}}.
 
-    base: {split: sides} that are already measured. each(work, items, costs) -> [work(item)], a list comprehension if not given.
-    on_rows(n): n more rows are done, of `evaluation_rows`."""
-    options = dict(limit=limit, batch_tokens=batch_tokens, each=each, on_rows=on_rows)
-    enable_lora(model, False)
-    base = measure(model, tokenizer, mixture, known=base, references=True, **options)
-    enable_lora(model, True)
-    adapter = measure(model, tokenizer, mixture, **options)
+    base: {split: sides} that are already measured. options: of `measure`."""
+    base = measure(model, tokenizer, mixture, adapter=False, measured=base, **options)
+    adapter = measure(model, tokenizer, mixture, adapter=True, **options)
     return compare(mixture, base, adapter)
 
 
 def measure(
-    model,
-    tokenizer,
+    model: Decoder,
+    tokenizer: Tokenizer,
     mixture: Mixture,
     *,
-    limit=NO_LIMIT,
-    batch_tokens=None,
-    known=None,
-    references=False,
-    each=None,
-    on_rows=None,
+    adapter: bool,
+    measured: dict[str, list[Side | None]] | None = None,
+    **options,
 ) -> dict[str, list[Side]]:
-    """{split: [Side]} of the model as it is, a side for each of the split's questions in order; those `known` are kept.
+    """{split: [Side]} with the adapter on or off, one for each of the split's questions in order; those `measured` are kept.
 
-    references: with each summary also what its judge says of the whole text and of none."""
+    options: of `Reader`."""
+    reader = Reader(model, tokenizer, **options)
+    enable_lora(model, adapter)
     sides = {}
     for split, questions in questions_of(mixture).items():
-        found = list((known or {}).get(split) or [None] * len(questions))
-        wanted = [i for i, side in enumerate(found) if side is None]
-        if on_rows:
-            on_rows(sum(len(question.rows) for question, side in zip(questions, found) if side is not None))
-        options = dict(limit=limit, batch_tokens=batch_tokens, each=each or in_order, on_rows=on_rows)
-        asked = [questions[i] for i in wanted]
+        sides[split] = list((measured or {}).get(split) or [None] * len(questions))
+        missing = [i for i, side in enumerate(sides[split]) if side is None]
+        asked = [questions[i] for i in missing]
+        reader.on_rows(count_rows(questions) - count_rows(asked))
         if split == "thinking":
-            new = thinking_sides(model, tokenizer, asked, mixture.options[split], **options)
+            new = reader.after_thinking(asked, mixture.options[split])
         elif split == "summary":
-            new = summary_sides(
-                model, tokenizer, asked, mixture.options[split], references=references, **options
-            )
+            new = reader.of_summaries(asked, mixture.options[split], adapter)
         else:
-            new = answer_sides(model, tokenizer, asked, **options)
-        for i, side in zip(wanted, new):
-            found[i] = side
-        sides[split] = found
+            new = reader.at_once(asked)
+        for i, side in zip(missing, new):
+            sides[split][i] = side
     return sides
 
 
@@ -148,7 +145,7 @@ def scores_of(question: Question, base: Side, adapter: Side) -> Scores:
         task=task.name,
         domain=task.domain,
         labels=np.array([row.label for row in rows], dtype=int),
-        clusters=np.array([row.text for row in rows], dtype=object),
+        clusters=np.array(question.texts, dtype=object),
         base=base["log_odds"],
         adapter=adapter["log_odds"],
         shares={
@@ -170,220 +167,147 @@ def questions_of(mixture: Mixture) -> dict[str, list[Question]]:
     return questions
 
 
+def count_rows(questions: list[Question]) -> int:
+    return sum(len(question.rows) for question in questions)
+
+
 def evaluation_rows(mixture: Mixture) -> int:
     """Rows that `evaluate` scores, base and adapter together."""
-    return 2 * sum(
-        len(question.rows) for questions in questions_of(mixture).values() for question in questions
-    )
-
-
-def in_order(work, items: list, costs: list[float]) -> list:
-    return [work(item) for item in items]
-
-
-def costs_of(questions: list[Question]) -> list[float]:
-    return [sum(map(len, question.texts)) + len(question.task.prompt) for question in questions]
+    return 2 * sum(map(count_rows, questions_of(mixture).values()))
 
 
 # ---- the splits ------------------------------------------------------------------------------------------------------
 
 
-def answer_sides(
-    model, tokenizer, questions: list[Question], *, limit, batch_tokens, each, on_rows
-) -> list[Side]:
-    """The answer at once."""
-
-    def side(question: Question) -> Side:
-        reading = read(model, tokenizer, *question, limit=limit, batch_tokens=batch_tokens, on_rows=on_rows)
-        return as_side(reading)
-
-    return each(side, questions, costs_of(questions))
+def ignore(rows: int) -> None:
+    """Where nobody counts the rows that are done."""
 
 
-def thinking_sides(
-    model, tokenizer, questions: list[Question], options: Options, *, limit, batch_tokens, each, on_rows
-) -> list[Side]:
-    """The answer after reasoning; the thoughts of all questions are decoded together."""
-    thoughts = write_thoughts(
-        model,
-        tokenizer,
-        questions,
-        max_new_tokens=options.max_new_tokens,
-        limit=limit,
-        each=each,
-        on_rows=on_rows,
-    )
+@dataclass(frozen=True)
+class Reader:
+    """How a mixture's questions are put to a model."""
 
-    def side(i: int) -> Side:
-        reading, well_formed = read_thoughts(model, tokenizer, questions[i].task, thoughts[i], batch_tokens)
-        return as_side(reading) | {"well_formed": well_formed.float().numpy()}
+    model: Decoder
+    tokenizer: Tokenizer
+    limit: Limit = NO_LIMIT
+    batch_tokens: int | None = None  # of a pass
+    each: Callable = map  # each(work, items): work(item) of every item, in order
+    on_rows: Callable = ignore  # on_rows(n): n more rows are done, of `evaluation_rows`
 
-    return each(side, list(range(len(questions))), costs_of(questions))
+    def at_once(self, questions: list[Question]) -> list[Side]:
+        encoded = [encode(self.tokenizer, *question, self.limit) for question in questions]
 
+        def read(rows: Encoded) -> Reading:
+            return read_encoded(self.model, rows, batch_tokens=self.batch_tokens, on_rows=self.on_rows)
 
-def summary_sides(
-    model,
-    tokenizer,
-    questions: list[Question],
-    options: Options,
-    *,
-    limit,
-    batch_tokens,
-    each,
-    on_rows,
-    references,
-) -> list[Side]:
-    """The model as it is summarizes each text once; the base reads the summaries alone."""
-    texts = list(dict.fromkeys(text for question in questions for text in question.texts))
+        return list(map(as_side, self.each(read, encoded)))
 
-    def prompt(text: str) -> list[int]:
-        return tokenizer.chat(
-            [{"role": "system", "content": options.prompt}, {"role": "user", "content": text}]
+    def after_thinking(self, questions: list[Question], options: Options) -> list[Side]:
+        """The thoughts of all questions are decoded together."""
+        writing = {"limit": self.limit, "each": self.each, "on_rows": self.on_rows}
+        thoughts = write_thoughts(
+            self.model, self.tokenizer, questions, max_new_tokens=options.max_new_tokens, **writing
         )
 
-    encoded = [fit(tokenizer, text, prompt, limit, options.max_new_tokens) for text in texts]
-    answers = write(
-        model,
-        [row.ids for row in encoded],
-        max_new_tokens=options.max_new_tokens,
-        stop_ids=tokenizer.stop_ids,
-        each=each,
-        on_rows=on_rows,
-    )
-    if on_rows:
-        on_rows(sum(len(question.rows) for question in questions) - len(texts))
-    summaries = {text: tokenizer.decode(answer.ids) for text, answer in zip(texts, answers)}
-    ended = {text: answer.ended for text, answer in zip(texts, answers)}
-    left_out = {text: row.left_out for text, row in zip(texts, encoded)}
-    writer_is_adapter = any(layer.enabled for layer in lora_layers(model).values())
-    enable_lora(model, False)
+        def read(rows: Encoded) -> Reading:
+            return read_encoded(self.model, rows, batch_tokens=self.batch_tokens)
 
-    def side(question: Question) -> Side:
-        def judged(texts: list[str]) -> Reading:
-            return read(model, tokenizer, question.task, texts, limit=limit, batch_tokens=batch_tokens)
+        return list(map(as_side, self.each(read, thoughts)))
 
-        found = as_side(judged([summaries[text] for text in question.texts]))
-        found["well_formed"] = np.array([ended[text] for text in question.texts], dtype=np.float32)
-        found["left_out"] = np.array([left_out[text] for text in question.texts], dtype=np.float32)
-        if references:
-            found["transcript"] = judged(question.texts).log_odds.numpy()
-            found["empty"] = judged([""] * len(question.rows)).log_odds.numpy()
-        return found
+    def of_summaries(self, questions: list[Question], options: Options, adapter: bool) -> list[Side]:
+        """The model as it is summarizes each text once; the base reads the summaries alone.
 
-    sides = each(side, questions, costs_of(questions))
-    enable_lora(model, writer_is_adapter)
-    return sides
+        Of the base also what it says of the whole texts, and of none: REFERENCES."""
+        texts = list(dict.fromkeys(text for question in questions for text in question.texts))
+        encoded = [self.summary_prompt(text, options) for text in texts]
+        answers = generate(
+            self.model,
+            [row.ids for row in encoded],
+            max_new_tokens=options.max_new_tokens,
+            stop_ids=self.tokenizer.stop_ids,
+            each=self.each,
+            on_rows=self.on_rows,
+        )
+        self.on_rows(count_rows(questions) - len(texts))
+        summaries = {text: self.tokenizer.decode(answer.ids) for text, answer in zip(texts, answers)}
+        ended = {text: float(answer.ended) for text, answer in zip(texts, answers)}
+        left_out = {text: float(row.left_out) for text, row in zip(texts, encoded)}
+        judge = replace(self, on_rows=ignore)
+        enable_lora(self.model, False)
+        sides = judge.at_once(
+            [Question(question.task, [summaries[text] for text in question.texts]) for question in questions]
+        )
+        if not adapter:
+            whole = judge.at_once(questions)
+            empty = judge.at_once(
+                [Question(question.task, [""] * len(question.rows)) for question in questions]
+            )
+            for side, of_whole, of_empty in zip(sides, whole, empty):
+                side |= {"transcript": of_whole["log_odds"], "empty": of_empty["log_odds"]}
+        enable_lora(self.model, adapter)
+        for question, side in zip(questions, sides):
+            side["well_formed"] = np.array([ended[text] for text in question.texts], dtype=np.float32)
+            side["left_out"] = np.array([left_out[text] for text in question.texts], dtype=np.float32)
+        return sides
+
+    def summary_prompt(self, text: str, options: Options) -> EncodedRow:
+        def encode(text: str) -> list[int]:
+            turns = [{"role": "system", "content": options.prompt}, {"role": "user", "content": text}]
+            return self.tokenizer.chat(turns)
+
+        return fit(self.tokenizer, text, encode, self.limit, options.max_new_tokens)
 
 
 def as_side(reading: Reading) -> Side:
-    return {
-        "log_odds": reading.log_odds.numpy(),
-        "label_mass": reading.label_mass.numpy(),
-        "left_out": reading.left_out.float().numpy(),
-    }
+    side = {name: getattr(reading, name) for name in ("log_odds", "label_mass", "left_out", "well_formed")}
+    return {name: values.float().numpy() for name, values in side.items() if values is not None}
 
 
 # ---- with thinking ---------------------------------------------------------------------------------------------------
 
 
-class Thought(NamedTuple):
-    ids: list[int]  # the prompt, the reasoning and what closes it: the label comes next
-    complete: bool  # it ended by itself, in the form that was asked for
-    left_out: int
-
-
 def think(
-    model: Decoder,
-    tokenizer: Tokenizer,
-    task: Task,
-    texts: list[str],
-    *,
-    max_new_tokens: int,
-    limit: Limit = NO_LIMIT,
-    temperature: float = 0.0,
-    generator: torch.Generator | None = None,
-    batch_tokens: int | None = None,
-    on_rows=None,
-) -> tuple[Reading, Tensor]:
+    model: Decoder, tokenizer: Tokenizer, task: Task, rows, *, batch_tokens: int | None = None, **writing
+) -> Reading:
     """The model writes its reasoning, then P(label | prompt, text, reasoning) is read at the answer position.
 
-    -> (Reading, well-formed (n,) bool: the reasoning ended by itself and a label is the likeliest token after it). Reasoning
-    that is cut at max_new_tokens, or ends the turn, is closed there and read like any other."""
-    rows = [Row(text, 0, "test", "") for text in texts]
-    (thoughts,) = write_thoughts(
-        model,
-        tokenizer,
-        [Question(task, rows)],
-        max_new_tokens=max_new_tokens,
-        limit=limit,
-        temperature=temperature,
-        generator=generator,
-        on_rows=on_rows,
-    )
-    return read_thoughts(model, tokenizer, task, thoughts, batch_tokens)
+    writing: of `write_thoughts`. Reasoning that is cut at max_new_tokens, or ends the turn, is closed there and read like any
+    other; `well_formed` says which did not need it."""
+    (thoughts,) = write_thoughts(model, tokenizer, [Question(task, rows)], **writing)
+    return read_encoded(model, thoughts, batch_tokens=batch_tokens)
 
 
 def write_thoughts(
-    model, tokenizer, questions: list[Question], *, max_new_tokens, limit, each=None, on_rows=None, **sampling
-) -> list[list[Thought]]:
-    """A list of thoughts for each question, all of them decoded together."""
+    model, tokenizer, questions: list[Question], *, max_new_tokens: int, limit: Limit = NO_LIMIT, **sampling
+) -> list[Encoded]:
+    """Rows with the thoughts about them, closed; all of them are decoded together. sampling: of `generate`."""
     room = max_new_tokens + len(tokenizer.close_thought)
-    encoded = [
+    prompts = [
         encode_row(tokenizer, question.task, text, limit=limit, thinking=True, room=room)
         for question in questions
         for text in question.texts
     ]
-    answers = write(
+    answers = generate(
         model,
-        [row.ids for row in encoded],
+        [row.ids for row in prompts],
         max_new_tokens=max_new_tokens,
         stop_ids=tokenizer.thought_stops,
-        each=each,
-        on_rows=on_rows,
         **sampling,
     )
-    thoughts = []
-    for row, answer in zip(encoded, answers):
-        closed = tokenizer.close(answer.ids, answer.stop)
-        thoughts.append(Thought(row.ids + closed.ids, closed.complete, row.left_out))
-    by_question = []
+    found, first = [], 0
     for question in questions:
-        by_question.append(thoughts[: len(question.rows)])
-        thoughts = thoughts[len(question.rows) :]
-    return by_question
-
-
-def read_thoughts(
-    model, tokenizer, task: Task, thoughts: list[Thought], batch_tokens=None
-) -> tuple[Reading, Tensor]:
-    labels = tokenizer.label_ids(list(task.labels), thinking=True)
-    reading = read_ids(model, [thought.ids for thought in thoughts], labels, batch_tokens=batch_tokens)
-    reading = reading._replace(left_out=torch.tensor([thought.left_out for thought in thoughts]))
-    complete = torch.tensor([thought.complete for thought in thoughts], dtype=torch.bool)
-    return reading, complete & reading.label_first
-
-
-def write(
-    model, prompts: list[list[int]], *, max_new_tokens, each=None, temperature=0.0, on_rows=None, **options
-) -> list:
-    """`generate`, its batches dealt out by `each`; what is sampled is drawn in order, so by all processes alike."""
-    options |= dict(
-        max_new_tokens=max_new_tokens, temperature=temperature, on_rows=on_rows, batch_tokens=DECODE_TOKENS
-    )
-    if temperature:
-        return generate(model, prompts, **options)
-    lengths = [len(prompt) + max_new_tokens for prompt in prompts]
-    batches = token_batches(lengths, DECODE_TOKENS)
-    written = (each or in_order)(
-        lambda batch: generate(model, [prompts[i] for i in batch], **options),
-        batches,
-        [sum(lengths[i] for i in batch) for batch in batches],
-    )
-    answers = [None] * len(prompts)
-    for batch, part in zip(batches, written):
-        for i, answer in zip(batch, part):
-            answers[i] = answer
-    return answers
+        own = slice(first, first + len(question.rows))
+        closed = [tokenizer.close(answer.ids, answer.stop) for answer in answers[own]]
+        found.append(
+            Encoded(
+                ids=[row.ids + thought.ids for row, thought in zip(prompts[own], closed)],
+                label_ids=task_label_ids(tokenizer, question.task, thinking=True),
+                left_out=[row.left_out for row in prompts[own]],
+                complete=[thought.complete for thought in closed],
+            )
+        )
+        first += len(question.rows)
+    return found
 
 
 # ---- one task --------------------------------------------------------------------------------------------------------
@@ -406,68 +330,73 @@ def score(
     return read(model, tokenizer, task, rows, limit=limit, batch_tokens=batch_tokens, on_rows=on_rows).P
 
 
-def read(
-    model, tokenizer, task: Task, rows, *, limit: Limit = NO_LIMIT, batch_tokens=None, on_rows=None
-) -> Reading:
-    """`score`, with what else the answer positions say."""
-    texts = [row if isinstance(row, str) else row.text for row in rows]
-    encoded = [encode_row(tokenizer, task, text, limit=limit) for text in texts]
-    labels = tokenizer.label_ids(list(task.labels))
-    reading = read_ids(
-        model, [row.ids for row in encoded], labels, batch_tokens=batch_tokens, on_rows=on_rows
+def read(model, tokenizer, task: Task, rows, *, limit: Limit = NO_LIMIT, **options) -> Reading:
+    """`score`, with what else the answer positions say. options: of `read_encoded`."""
+    return read_encoded(model, encode(tokenizer, task, rows, limit), **options)
+
+
+def encode(tokenizer: Tokenizer, task: Task, rows, limit: Limit = NO_LIMIT) -> Encoded:
+    encoded = [encode_row(tokenizer, task, text, limit=limit) for text in texts_of(rows)]
+    return Encoded(
+        ids=[row.ids for row in encoded],
+        label_ids=task_label_ids(tokenizer, task),
+        left_out=[row.left_out for row in encoded],
     )
-    return reading._replace(left_out=torch.tensor([row.left_out for row in encoded]))
 
 
-@torch.inference_mode()
-def read_ids(
+def texts_of(rows) -> list[str]:
+    return [row if isinstance(row, str) else row.text for row in rows]
+
+
+def read_encoded(
     model: Decoder,
-    ids: list[list[int]],
-    label_ids: list[int],
+    rows: Encoded,
     *,
     batch_tokens: int | None = None,
     on_rows=None,
+    keep_hidden: bool = False,
 ) -> Reading:
-    """Rows of ids, their common prefix run once -> what stands at the position after each."""
-    n, N = len(ids), len(label_ids)
+    """What stands at the answer positions. The rows' common prefix is run once; those beyond a rope switch rotate otherwise and
+    share none."""
+    ids, device, switch = rows.ids, model.lm_head.weight.device, rope_switch(model.config)
+    n, N, C = len(ids), len(rows.label_ids), model.config.hidden_size
     reading = Reading(
-        torch.empty(n, N), torch.empty(n), torch.empty(n, dtype=torch.bool), torch.zeros(n, dtype=torch.long)
+        log_odds=torch.empty(n, N),
+        label_mass=torch.empty(n),
+        label_first=torch.empty(n, dtype=torch.bool),
+        left_out=torch.tensor(rows.left_out, dtype=torch.long),
+        hidden=torch.empty(n, C) if keep_hidden else None,
     )
-    for rows, answers in at_answers(
-        model, ids, lambda hidden: read_answers(hidden, model, label_ids), batch_tokens
-    ):
-        log_odds, label_mass, label_first = answers
-        if not log_odds.isfinite().all():
-            raise ValueError(
-                "expected finite scores, got others: the adapter or the base does not go together with this dtype"
-            )
-        reading.log_odds[rows] = log_odds.cpu()
-        reading.label_mass[rows] = label_mass.cpu()
-        reading.label_first[rows] = label_first.cpu()
-        if on_rows:
-            on_rows(len(rows))
-    return reading
-
-
-def at_answers(model: Decoder, ids: list[list[int]], use, batch_tokens: int | None = None):
-    """(indices of a batch's rows, use(hidden states (B, C) at their last tokens)), batch after batch.
-
-    The rows' common prefix is run once. Rows beyond a rope switch rotate otherwise and share none."""
-    if not ids:
-        return
-    device, switch = model.lm_head.weight.device, rope_switch(model.config)
     sharing = [row for row in ids if switch is None or len(row) <= switch]
     P = common_prefix(sharing) if sharing else 0
-    cache = model.prefix(torch.tensor(sharing[0][:P], device=device)) if P else None
-
-    def work(batch: list[int]):
-        ragged = pack([[ids[i] for i in batch]], switch=switch, cached=P)
-        hidden = model.last_hidden(ragged.tokens.to(device), ragged.spans, cache)  # (B, C)
-        return [batch[i] for i in ragged.order], use(hidden)
-
-    batches = token_batches([len(row) - P for row in ids], batch_tokens or BATCH_TOKENS)
-    for _, result in in_batches(batches, work, can_halve=not getattr(model, "sharded", False)):
-        yield result
+    with torch.inference_mode():
+        cache = model.prefix(torch.tensor(sharing[0][:P], device=device)) if P else None
+        waiting = token_batches([len(row) - P for row in ids], batch_tokens or BATCH_TOKENS)
+        while waiting:
+            batch = pack([[ids[i] for i in waiting[0]]], switch=switch, cached=P)
+            try:
+                hidden = model.last_hidden(batch.tokens.to(device), batch.spans, cache)  # (B, C)
+                log_odds, label_mass, label_first = read_answers(hidden, model, rows.label_ids)
+            except torch.OutOfMemoryError as error:
+                waiting = in_halves(waiting, error, model)
+                continue
+            if not log_odds.isfinite().all():
+                raise ValueError(
+                    "expected finite scores, got others: the adapter or the base does not go together with this dtype"
+                )
+            read = [waiting[0][i] for i in batch.order]
+            reading.log_odds[read] = log_odds.cpu()
+            reading.label_mass[read] = label_mass.cpu()
+            reading.label_first[read] = label_first.cpu()
+            if keep_hidden:
+                reading.hidden[read] = hidden.float().cpu()
+            done = waiting.pop(0)
+            if on_rows:
+                on_rows(len(done))
+    if rows.complete is not None:
+        well_formed = reading.label_first & torch.tensor(rows.complete, dtype=torch.bool)
+        return reading._replace(well_formed=well_formed)
+    return reading
 
 
 def read_answers(hidden: Tensor, model: Decoder, label_ids: list[int]) -> tuple[Tensor, Tensor, Tensor]:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 from minimon.attention import Cache
-from minimon.batch import in_batches, pack, rope_switch, token_batches
+from minimon.batch import in_halves, pack, rope_switch, token_batches
 from minimon.model import Decoder
 
 
@@ -18,7 +18,12 @@ class Answer(NamedTuple):
         return self.stop is not None
 
 
-@torch.inference_mode()
+class Prompts(NamedTuple):
+    """A batch."""
+
+    ids: list[list[int]]
+
+
 def generate(
     model: Decoder,
     prompts: list[list[int]],
@@ -28,31 +33,37 @@ def generate(
     temperature: float = 0.0,
     generator: torch.Generator | None = None,
     batch_tokens: int = 16384,
+    each=map,
     on_rows=None,
 ) -> list[Answer]:
     """Prompts (ids) -> answers, in order; greedy at temperature 0, otherwise sampled with `generator`.
 
-    batch_tokens: of prompts and answers whose keys and values are kept at a time. on_rows(n): n more rows are done."""
+    batch_tokens: of prompts and answers whose keys and values are kept at a time. each(work, items): work(item) of every item, in
+    order; what is sampled is drawn without it, so alike by all processes. on_rows(n): n more rows are done."""
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: expected a positive number, got {max_new_tokens}")
 
-    def write(batch: list[int]) -> list[Answer]:
-        return decode(
-            model, [prompts[i] for i in batch], max_new_tokens, set(stop_ids), temperature, generator
-        )
+    def write(batch: Prompts) -> list[Answer]:
+        try:
+            answers = decode(model, batch.ids, max_new_tokens, set(stop_ids), temperature, generator)
+        except torch.OutOfMemoryError as error:
+            smaller = in_halves([batch.ids], error, model, can_halve=not temperature)
+        else:
+            if on_rows:
+                on_rows(len(answers))
+            return answers
+        return [answer for half in smaller for answer in write(Prompts(half))]
 
-    answers: list[Answer | None] = [None] * len(prompts)
     batches = token_batches([len(prompt) + max_new_tokens for prompt in prompts], batch_tokens)
-    for batch, written in in_batches(
-        batches, write, can_halve=not temperature and not getattr(model, "sharded", False)
-    ):
+    items = [Prompts([prompts[i] for i in batch]) for batch in batches]
+    answers: list[Answer | None] = [None] * len(prompts)
+    for batch, written in zip(batches, (map if temperature else each)(write, items)):
         for i, answer in zip(batch, written):
             answers[i] = answer
-        if on_rows:
-            on_rows(len(batch))
     return answers
 
 
+@torch.inference_mode()
 def decode(
     model, prompts, max_new_tokens: int, stop_ids: set[int], temperature: float, generator
 ) -> list[Answer]:

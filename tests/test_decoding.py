@@ -60,7 +60,7 @@ def test_with_thinking_a_label_is_read_after_the_models_own_reasoning(base):
     model, tokenizer = base
     task = load_task(ROOT / "data/tasks/far.toml", "home-threaten")
     texts = [row.text for row in task.select("test", 3, balance=False, seed=0)]
-    reading, well_formed = think(model, tokenizer, task, texts, max_new_tokens=60)
+    reading = think(model, tokenizer, task, texts, max_new_tokens=60)
     end = tokenizer.control["</think>"]
     for i, text in enumerate(texts):
         prompt = encode_row(tokenizer, task, text, thinking=True).ids
@@ -70,17 +70,19 @@ def test_with_thinking_a_label_is_read_after_the_models_own_reasoning(base):
         assert torch.allclose(reading.P[i], P, atol=1e-4) and torch.allclose(
             reading.label_mass[i], mass, atol=1e-4
         )
-        assert bool(well_formed[i]) == (alone.stop == end and bool(mass > 0) and bool(reading.label_first[i]))
+        assert bool(reading.well_formed[i]) == (
+            alone.stop == end and bool(mass > 0) and bool(reading.label_first[i])
+        )
 
 
 def test_reasoning_that_never_ends_is_cut_counted_and_read(base):
     model, tokenizer = base
     task = load_task(ROOT / "data/tasks/far.toml", "home-threaten")
-    reading, well_formed = think(
-        model, tokenizer, task, ["Dims the lamp", "Posts the door code"], max_new_tokens=2
-    )
+    reading = think(model, tokenizer, task, ["Dims the lamp", "Posts the door code"], max_new_tokens=2)
     assert (
-        not well_formed.any() and torch.allclose(reading.P.sum(-1), torch.ones(2)) and (reading.P > 0).all()
+        not reading.well_formed.any()
+        and torch.allclose(reading.P.sum(-1), torch.ones(2))
+        and (reading.P > 0).all()
     )
 
 
@@ -88,7 +90,7 @@ def test_sampled_thoughts_are_a_function_of_the_generator(base):
     model, tokenizer = base
     task, P = load_task(ROOT / "data/tasks/far.toml", "home-threaten"), []
     for seed in (0, 0, 1):
-        reading, _ = think(
+        reading = think(
             model,
             tokenizer,
             task,

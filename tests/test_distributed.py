@@ -195,7 +195,7 @@ def test_one_process_gets_what_it_gave():
     parameter = torch.nn.Parameter(torch.ones(2))
     assert distributed.sum_gradients([parameter], [1.5, 3]) == [1.5, 3] and parameter.grad is None
     assert distributed.start("cpu") == "cpu" and distributed.from_first(lambda: 5) == 5
-    assert distributed.dealing(torch.nn.Linear(1, 1))(lambda i: -i, [1, 2], [1, 1]) == [-1, -2]
+    assert distributed.dealing(torch.nn.Linear(1, 1))(lambda i: -i, [1, 2]) == [-1, -2]
 
 
 @pytest.mark.parametrize("together", [False, True])
@@ -216,9 +216,11 @@ def test_each_core_takes_an_item_of_a_small_model_and_scores_are_the_same(world,
         load_mixture(world / "talking.toml"),
     )
     add_lora(model, 2)
-    alone, threads, read = evaluate(model, tokenizer, mixture), set(), evaluation.read
+    alone, threads, read = evaluate(model, tokenizer, mixture), set(), evaluation.read_encoded
     monkeypatch.setattr(
-        evaluation, "read", lambda *given, **more: threads.add(threading.get_ident()) or read(*given, **more)
+        evaluation,
+        "read_encoded",
+        lambda *given, **more: threads.add(threading.get_ident()) or read(*given, **more),
     )
     torch.set_num_threads(3)
     try:

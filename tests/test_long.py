@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from test_train import ROOT, measured, mixture, report, run, settings  # noqa: F
 
 import eval as evaluation
 import minimon.attention
+import minimon.evaluate
 import minimon.steps
 import train
-from minimon.batch import Limit, encode_row, in_batches, row_limit
+from minimon.batch import Limit, encode_row, in_halves, row_limit
 from minimon.checkpoint import load_model
 from minimon.evaluate import read, think
 from minimon.steps import refuse_long
@@ -78,7 +80,7 @@ def test_rows_beyond_the_bases_positions_are_cut_with_room_for_what_is_written(b
     assert len(with_room.ids) <= 2000 < len(encode_row(tokenizer, TASK, text, limit=limit).ids) <= 2048
     reading = read(model, tokenizer, TASK, ["Dims the lamp", text], limit=limit)
     assert reading.left_out[0] == 0 < reading.left_out[1] and ((0 < reading.P) & (reading.P < 1)).all()
-    thought, _ = think(model, tokenizer, TASK, ["Dims the lamp", text], max_new_tokens=2, limit=limit)
+    thought = think(model, tokenizer, TASK, ["Dims the lamp", text], max_new_tokens=2, limit=limit)
     assert thought.left_out[1] > 0
 
 
@@ -179,37 +181,41 @@ def test_query_heads_folded_into_the_queries_are_the_same_sum(visible):
 # ---- out of memory -------------------------------------------------------------------------------------------------------------
 
 
-def test_an_out_of_memory_halves_all_batches_that_are_left():
-    tried = []
+def test_an_out_of_memory_halves_all_batches_that_are_left(base, monkeypatch):
+    model, tokenizer = base
+    texts, tried, whole = ["the same length"] * 13, [], model.last_hidden
 
-    def work(batch):
-        tried.append(len(batch))
-        if len(batch) > 3:
+    def last_hidden(tokens, spans, cache):
+        tried.append(sum(span.texts for span in spans))
+        if tried[-1] > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return [i * 10 for i in batch]
+        return whole(tokens, spans, cache)
 
-    done = list(in_batches([[0, 1, 2], [3, 4, 5, 6, 7], [8, 9, 10, 11, 12]], work))
-    assert [i for batch, _ in done for i in batch] == list(range(13)) and all(
-        found == [i * 10 for i in batch] for batch, found in done
+    monkeypatch.setattr(model, "last_hidden", last_hidden)
+    monkeypatch.setattr(
+        minimon.evaluate, "token_batches", lambda *_: [[0, 1, 2], [3, 4, 5, 6, 7], [8, 9, 10, 11, 12]]
     )
+    P = read(model, tokenizer, TASK, texts).P
+    assert torch.equal(P, P[:1].expand(13, -1))
     assert tried == [3, 5, 3, 2, 3, 2]  # the last batch is not tried in the old size
 
-    def never(batch):
-        raise torch.OutOfMemoryError
 
-    with pytest.raises(
-        ValueError, match="out of memory with 1 texts at a time; give a lower --batch-tokens or --max-tokens"
-    ):
-        list(in_batches([[0]], never))
-    with pytest.raises(ValueError, match="out of memory with 2 texts at a time"):
-        list(in_batches([[0, 1]], never, can_halve=False))
+def test_a_single_text_and_a_shard_are_not_halved():
+    error, whole, shards = torch.OutOfMemoryError(), SimpleNamespace(), SimpleNamespace(sharded=True)
+    assert in_halves([[0, 1, 2], [3]], error, whole) == [[0, 1], [2], [3]]
+    advice = "out of memory with 1 texts at a time; give a lower --batch-tokens or --max-tokens"
+    with pytest.raises(ValueError, match=advice):
+        in_halves([[0]], error, whole)
+    for model, can_halve in ((shards, True), (whole, False)):
+        with pytest.raises(ValueError, match="out of memory with 2 texts at a time"):
+            in_halves([[0, 1]], error, model, can_halve=can_halve)
 
 
 def test_scores_and_answers_are_the_same_where_memory_ran_out(base, monkeypatch):
     model, tokenizer = base
     texts = [f"Posts the door code {i}" * (i % 4 + 1) for i in range(9)]
     expected = read(model, tokenizer, TASK, texts)
-    thought, formed = think(model, tokenizer, TASK, texts, max_new_tokens=4)
+    thought = think(model, tokenizer, TASK, texts, max_new_tokens=4)
     whole = model.run
 
     def run_small(tokens, layout, *arguments, **options):
@@ -219,8 +225,10 @@ def test_scores_and_answers_are_the_same_where_memory_ran_out(base, monkeypatch)
 
     monkeypatch.setattr(model, "run", run_small)
     assert torch.allclose(read(model, tokenizer, TASK, texts).P, expected.P, atol=1e-5)
-    again, formed_again = think(model, tokenizer, TASK, texts, max_new_tokens=4)
-    assert torch.allclose(again.P, thought.P, atol=1e-5) and torch.equal(formed, formed_again)
+    again = think(model, tokenizer, TASK, texts, max_new_tokens=4)
+    assert torch.allclose(again.P, thought.P, atol=1e-5) and torch.equal(
+        again.well_formed, thought.well_formed
+    )
 
 
 def test_a_step_that_ran_out_of_memory_is_taken_in_smaller_passes_from_then_on(

@@ -61,7 +61,7 @@ def test_several_thoughts_count_by_their_mean_probability_and_do_not_saturate(wo
     def think(model, tokenizer, task, texts, **options):
         z = torch.full((len(texts),), next(thoughts))
         n = torch.zeros(len(texts))
-        return Reading(torch.stack([z, -z], dim=1), n, n.bool(), n.long()), torch.ones(len(texts)).bool()
+        return Reading(torch.stack([z, -z], dim=1), n, n.bool(), n.long(), torch.ones(len(texts)).bool())
 
     monkeypatch.setattr(labelling, "think", think)
     labels = self_labels(model, tokenizer, mixture, 0, samples=2)

@@ -116,16 +116,20 @@ def deal(costs: list[float]) -> list[list[int]]:
     return [sorted(share) for share in shares]
 
 
-def dealing(model) -> Callable:
-    """-> each(work, items, costs): [work(item) for item in items], dealt out by cost, all results on all
+def length_of_ids(item) -> int:
+    return sum(map(len, item.ids))
+
+
+def dealing(model, cost: Callable = length_of_ids) -> Callable:
+    """-> each(work, items): [work(item) for item in items], dealt out by cost(item), all results on all
     processes.
 
     With shards every process takes part in every item."""
 
-    def each(work: Callable, items: list, costs: list[float]) -> list:
+    def each(work: Callable, items: list) -> list:
         if size() == 1 or getattr(model, "sharded", False):
             return in_threads(work, items, model)
-        share = deal(costs)[rank()]
+        share = deal([cost(item) for item in items])[rank()]
         results = in_threads(work, [items[i] for i in share], model)
         gathered = [None] * size()
         dist.all_gather_object(gathered, dict(zip(share, results)))

@@ -89,7 +89,7 @@ def outcome_line(counts: Counter, decided: bool) -> str:
 
 def score_chunks(monitor, chunks, with_text: bool = False):
     """Chunks of items -> lists of lines; of several processes each scores one at a time."""
-    each, problem = dealing(monitor.model), None
+    each, problem = dealing(monitor.model, cost=len), None
     while problem is None:
         some = []
         try:
@@ -99,8 +99,7 @@ def score_chunks(monitor, chunks, with_text: bool = False):
             problem = error
         if not some:
             break
-        costs = [len(chunk) for chunk in some]
-        yield from each(lambda chunk: score_chunk(monitor, chunk, with_text), some, costs)
+        yield from each(lambda chunk: score_chunk(monitor, chunk, with_text), some)
     if problem is not None:
         raise problem
 

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from minimon.batch import encode_row, row_limit
-from minimon.evaluate import at_answers, read_answers, read_ids
+from minimon.batch import row_limit
+from minimon.evaluate import Encoded, read, read_encoded
 from minimon.metrics import Scores
 from minimon.tasks import Mixture, Row, Task
 
@@ -47,21 +47,10 @@ class ZeroShot:
         """The base's log-odds of the positive label (n,) and its states (n, C) at the answer position."""
         key = (task.where, task.name, *(row.where for row in rows))
         if key not in self.asked:
-            self.asked[key] = self.read(task, [row.text for row in rows])
+            limit = row_limit(self.model.config, None)
+            reading = read(self.model, self.tokenizer, task, rows, limit=limit, keep_hidden=True)
+            self.asked[key] = reading.log_odds[:, 0], reading.hidden
         return self.asked[key]
-
-    @torch.inference_mode()
-    def read(self, task: Task, texts: list[str]) -> tuple[Tensor, Tensor]:
-        limit, labels = row_limit(self.model.config, None), self.tokenizer.label_ids(list(task.labels))
-        ids = [encode_row(self.tokenizer, task, text, limit=limit).ids for text in texts]
-        z, states = torch.empty(len(ids)), torch.empty(len(ids), self.model.config.hidden_size)
-
-        def use(hidden: Tensor) -> tuple[Tensor, Tensor]:
-            return read_answers(hidden, self.model, labels)[0][:, 0], hidden.float()
-
-        for batch, (of_batch, hidden) in at_answers(self.model, ids, use):
-            z[batch], states[batch] = of_batch.cpu(), hidden.cpu()
-        return z, states
 
     def __call__(self, task: Task, rows: list[Row]) -> Tensor | None:
         return self.ask(task, rows)[0]
@@ -104,7 +93,8 @@ class FewShot(ZeroShot):
             turns.append({"role": "user", "content": row.text})
             turns.append({"role": "assistant", "content": names[row.label]})
         chats = [self.tokenizer.chat([*turns, {"role": "user", "content": row.text}]) for row in rows]
-        return read_ids(self.model, chats, self.tokenizer.label_ids(names)).log_odds[:, 0]
+        encoded = Encoded(chats, self.tokenizer.label_ids(names), left_out=[0] * len(chats))
+        return read_encoded(self.model, encoded).log_odds[:, 0]
 
 
 class BagOfWords(ZeroShot):

@@ -91,13 +91,13 @@ def self_labels(
     for task, rows in zip(mixture.train, unlabelled_rows(mixture, seed).values()):
         texts, names = [row.text for row in rows], list(task.labels)
         if thinking:
-            answers = [think(model, tokenizer, task, texts, **sampling, **options) for _ in range(samples)]
+            readings = [think(model, tokenizer, task, texts, **sampling, **options) for _ in range(samples)]
         else:
-            reading = read(model, tokenizer, task, texts, **options)
-            answers = [(reading, reading.label_first)]
-        z = torch.stack([reading.log_odds for reading, _ in answers])  # (samples, n, N)
+            readings = [read(model, tokenizer, task, texts, **options)]
+        z = torch.stack([reading.log_odds for reading in readings])  # (samples, n, N)
         z = logsigmoid(z).logsumexp(dim=0) - logsigmoid(-z).logsumexp(dim=0)  # (n, N) log-odds of the mean P
-        formed = torch.stack([well_formed for _, well_formed in answers]).float().mean(dim=0)  # (n,)
+        formed = [reading.well_formed if thinking else reading.label_first for reading in readings]
+        formed = torch.stack(formed).float().mean(dim=0)  # (n,)
         for row, of_row, share in zip(rows, z.tolist(), formed.tolist()):
             answer = names[int(np.argmax(of_row))]
             labels.append(SelfLabel(task.name, row.where, of_row, answer, share, names[row.label]))
