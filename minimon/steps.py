@@ -5,7 +5,7 @@ passes as `batch_tokens` allows; the gradient is that of the mean over the step'
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -44,37 +44,20 @@ class Step(NamedTuple):
     lr: float
 
 
-def phases(
-    schedule: str, *, steps: int, lr: float, instruct_steps: int, instruct_lr: float, fraction: float
-) -> list[Phase]:
-    """Of a schedule of instruction-following training: none, joint, after or only."""
-    if schedule == "none":
-        return [Phase(steps, lr, 0.0)]
-    if schedule == "joint":
-        return [Phase(steps, lr, fraction)]
-    if schedule == "only":
-        return [Phase(steps, lr, 1.0)]
-    return [Phase(steps, lr, 0.0), Phase(instruct_steps, instruct_lr, 1.0)]
-
-
 def instruction_plan(settings, mixture: Mixture) -> tuple[list[Phase], list[Conversation]]:
     """Phases and conversations of the schedule that --instruct or the mixture asks for; settings: train.py's."""
     schedule = schedule_of(mixture.instruct, settings.instruct)
-    plan = phases(
-        schedule,
-        steps=settings.steps,
-        lr=settings.lr,
-        instruct_steps=settings.instruct_steps,
-        instruct_lr=settings.instruct_lr,
-        fraction=settings.instruct_fraction or (mixture.instruct.fraction if mixture.instruct else 0.0),
-    )
     if schedule == "none":
-        return plan, []
+        return [Phase(settings.steps, settings.lr, 0.0)], []
     if not mixture.instruct:
         raise ValueError(
             f"--instruct {schedule}: expected instruction data in {mixture.path}, got no table [instruct]; "
             'add one with rows = "FILE.jsonl", a line {"messages": [...]} each'
         )
+    fraction = {"joint": settings.instruct_fraction or mixture.instruct.fraction, "only": 1.0, "after": 0.0}
+    plan = [Phase(settings.steps, settings.lr, fraction[schedule])]
+    if schedule == "after":
+        plan.append(Phase(settings.instruct_steps, settings.instruct_lr, 1.0))
     return plan, load_conversations(mixture.instruct.path, mixture.new_prompts())
 
 
@@ -137,8 +120,20 @@ class Answers:
     labels: list[int]  # index of each row's label
     rows_cut: int
 
-    def part(self, begin: int, end: int) -> "Answers":
-        return Answers(self.texts[begin:end], self.label_ids, self.labels[begin:end], 0)
+    @property
+    def tokens(self) -> int:
+        """With the shared prefix once."""
+        shared = common_prefix(self.texts) if len(self.texts) > 1 else 0
+        return sum(map(len, self.texts)) - shared * (len(self.texts) - 1)
+
+    def parts(self, batch_tokens: int) -> list["Answers"]:
+        """Of at most `batch_tokens`, or of one row."""
+        if self.tokens <= batch_tokens or len(self.texts) == 1:
+            return [self]
+        middle = (len(self.texts) + 1) // 2
+        first = replace(self, texts=self.texts[:middle], labels=self.labels[:middle])
+        rest = replace(self, texts=self.texts[middle:], labels=self.labels[middle:])
+        return [*first.parts(batch_tokens), *rest.parts(batch_tokens)]
 
 
 def training_step(model, *arguments, batch_tokens: int = 2048, passes: int = 0, **options) -> StepResult:
@@ -236,23 +231,11 @@ def encode_group(tokenizer, group: Group, label_ids: dict[str, list[int]], limit
 
 
 def answer_passes(groups: list[Answers], batch_tokens: int) -> list[list[Answers]]:
-    """Groups in passes of about equal tokens, no more than `batch_tokens` or so; a group that is cut repeats its prefix."""
-    prefixes = [common_prefix(group.texts) if len(group.texts) > 1 else 0 for group in groups]
-    total = sum(P + sum(len(ids) - P for ids in group.texts) for group, P in zip(groups, prefixes))
-    goal = total / max(1, math.ceil(total / batch_tokens))
-    passes: list[list[Answers]] = []
-    used = math.inf
-    for group, P in zip(groups, prefixes):
-        begin = 0
-        for i, ids in enumerate(group.texts):
-            if used + (len(ids) - P) / 2 > goal:  # it is more out than in: the next pass begins with it
-                if begin < i:
-                    passes[-1].append(group.part(begin, i))
-                passes.append([])
-                begin, used = i, 0
-            used += len(ids) if i == begin else len(ids) - P
-        passes[-1].append(group.part(begin, len(group.texts)))
-    return passes
+    """Groups in passes of about equal tokens, at most `batch_tokens`. A group is cut only where it alone has more, since its
+    parts repeat the prefix."""
+    parts = [part for group in groups for part in group.parts(batch_tokens)]
+    batches = token_batches([part.tokens for part in parts], batch_tokens)
+    return [[parts[i] for i in sorted(batch)] for batch in batches]
 
 
 def answer_loss(model, groups: list[Answers], loss: str) -> tuple[Pass, torch.Tensor]:
