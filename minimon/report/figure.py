@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from minimon.report.data import RATES, SIDES
+from minimon.report.data import RATES
 from minimon.report.text import Part, parts
 
-STYLES = {"base": ":", "adapter": "-"}
 FAINT = {"color": "0.8", "linewidth": 1, "zorder": 0}
 
 
@@ -20,8 +19,11 @@ def write_figure(report: dict, path: Path) -> bool:
     colors = {split: f"C{i}" for i, split in enumerate(report["splits"])}
     draw_uplift(uplift, parts(report), colors)
     for split, part in report["splits"].items():
-        draw_roc(roc, part["curves"][""], colors[split], split)
-        draw_reliability(reliability, part["reliability"]["adapter"], colors[split])
+        style = {"color": colors[split], "linewidth": 1.2}
+        curve, bins = part["curves"][""], part["reliability"]["adapter"]
+        roc.plot(RATES, curve["base"], ":", **style)
+        roc.plot(RATES, curve["adapter"], "-", label=split, **style)
+        reliability.plot(bins["mean"], bins["positive"], "o-", markersize=3, **style)
     roc.plot(RATES, RATES, **FAINT)
     roc.set(xscale="log", ylim=(0, 1), xlabel="FPR, log axis", ylabel="TPR (dotted: base)")
     roc.legend(frameon=False, fontsize=8)
@@ -41,17 +43,3 @@ def draw_uplift(axes, parts: list[Part], colors: dict[str, str]) -> None:
     axes.set_yticks(range(len(shown)), [part.name for part in shown], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("AUROC, adapter minus base, 95% interval (the wider)")
-
-
-def draw_roc(axes, curve: dict, color: str, split: str) -> None:
-    for which in SIDES:
-        rates = [float("nan") if rate is None else rate for rate in curve[which]]
-        label = split if which == "adapter" else None
-        axes.plot(RATES, rates, STYLES[which], color=color, label=label)
-
-
-def draw_reliability(axes, bins: dict, color: str) -> None:
-    filled = [i for i, rows in enumerate(bins["rows"]) if rows]
-    means = [bins["mean"][i] for i in filled]
-    shares = [bins["positive"][i] for i in filled]
-    axes.plot(means, shares, "o-", markersize=3, color=color)

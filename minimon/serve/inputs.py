@@ -1,14 +1,12 @@
 """Files of any kind that training reads, and standard input -> items to score, one at a time.
 
-JSONL (also .gz) is read a line at a time, an Inspect log a sample at a time; a table (.csv, .tsv) and a .json
-list are read whole, as in training. A row is an object with the task's own field, or `text`, or a chat under
+JSONL is read a line at a time, an Inspect log a sample at a time; a table (.csv, .tsv), a .json list and what
+is compressed (.gz) are read whole, as in training. A row is an object with the task's own field, or `text`, or a chat under
 `messages`; of a log a sample is what a monitor may see of it."""
 
 import glob
-import gzip
 import json
 import sys
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -20,7 +18,7 @@ from minimon.formats.transcript import text_of
 from minimon.tasks import Task
 
 STDIN = "-"
-WHOLE = (".csv", ".tsv", ".json", ".csv.gz", ".tsv.gz", ".json.gz")  # files that are read at once
+WHOLE = (".csv", ".tsv", ".json", ".gz")  # files that are read at once, as in training
 BLOCK = 2**16  # bytes of a pipe that are read at once, at most
 
 
@@ -88,14 +86,13 @@ def log_items(file: str, task: Task) -> Iterator[Item]:
 
 def row_items(rows: Iterator[tuple[int, dict]], name: str, task: Task) -> Iterator[Item]:
     for number, record in rows:
-        where, field, about = f"{name}:{number}", task.text, {}
-        if lookup(record, field, where, None) is None:
-            field = next((other for other in ("text", "messages") if other in record), field)
-        text = text_of(record, field, where, task.max_chars, task.reasoning)
+        where, fields = f"{name}:{number}", (task.text, "text", "messages")
+        held = [field for field in fields if lookup(record, field, where, None) is not None]
+        field = held[0] if held else task.text
+        text, about = text_of(record, field, where, task.max_chars, task.reasoning), {}
         if not text.strip():
             text, about = None, {"skipped": "empty text"}
-        identity = finite(record.get("id", number))
-        yield Item(identity, text, about, others(record, "id", "text", "messages", task.text))
+        yield Item(finite(record.get("id", number)), text, about, others(record, "id", *fields))
 
 
 def others(record: dict, *shown: str) -> dict:
@@ -111,17 +108,12 @@ def finite(value):
 
 
 def numbered_rows(file: str) -> Iterator[tuple[int, dict]]:
-    """(number of its line, row): of what is neither a table nor a .json list, one JSON object a line."""
+    """(number of its line, row): of what is not read whole, one JSON object a line."""
     if file.endswith(WHOLE):
         yield from read_rows(file)
         return
-    try:
-        with gzip.open(file) if file.endswith(".gz") else open(file, "rb") as lines:
-            yield from json_lines(lines, file)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(
-            f"{file}: expected a whole gzip file, got an error: {error}; fetch it again"
-        ) from error
+    with open(file, "rb") as lines:
+        yield from json_lines(lines, file)
 
 
 def json_lines(lines, name: str, first: int = 1) -> Iterator[tuple[int, dict]]:
@@ -131,8 +123,8 @@ def json_lines(lines, name: str, first: int = 1) -> Iterator[tuple[int, dict]]:
             text = line.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"{where}: expected UTF-8 text, got byte {line[error.start]:#04x} at byte "
-                f"{error.start + 1} of the line; convert the file to UTF-8"
+                f"{where}: expected UTF-8 text, got byte {error.object[error.start]:#04x}; "
+                "convert the file to UTF-8"
             ) from error
         if text.strip():
             yield number, json_row(text, where)

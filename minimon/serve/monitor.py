@@ -169,19 +169,14 @@ def run_settings(directory: str | Path | None, **given) -> RunSettings:
         raise ValueError(f"--adapter: expected a directory, found none at {directory}; train.py writes one")
     path = Path(directory or "") / "settings.json"
     saved = read_json(path) if directory is not None and path.is_file() else {}
-    found = {}
-    for setting in fields(RunSettings):
-        value = given.pop(setting.name, None)
-        if value is None:
-            value = saved.get(setting.name)
-        if value is None:
-            continue
+    names = [setting.name for setting in fields(RunSettings)]
+    found = {name: saved[name] for name in names if saved.get(name) is not None}
+    found |= {name: value for name, value in given.items() if value is not None}
+    settings = RunSettings(**found)
+    for setting in fields(settings):
+        value = getattr(settings, setting.name)
         if not isinstance(value, setting.type):
             raise ValueError(f"{path}: expected a run's settings, got {setting.name} = {value!r}")
-        found[setting.name] = value
-    if given:
-        raise TypeError(f"expected settings of a run, got {', '.join(given)}")
-    settings = RunSettings(**found)
     epsilon, batch_tokens = settings.epsilon, settings.batch_tokens
     if not 0 <= epsilon <= 1 or (batch_tokens or 1) < 1:
         raise ValueError(

@@ -176,12 +176,14 @@ def prepare(out: Path, about: dict, resume: bool, overwrite: bool) -> Counter | 
     then."""
     refuse_existing(out, resume, overwrite)
     part = part_of(out)
-    if not overwrite:
-        for path in (out, part):
-            if path.exists():
-                check_about(path, about)
-                return scored_already(part) if path == part else None
-    part.unlink(missing_ok=True)
+    if overwrite:
+        part.unlink(missing_ok=True)
+    elif out.exists():
+        check_about(out, about)
+        return None
+    if part.exists():
+        check_about(part, about)
+        return scored_already(part)
     write_json(about_of(part), about)
     part.touch()
     return Counter()

@@ -27,7 +27,7 @@ AGAIN = "pick it again with --calibrate and --overwrite, or give --threshold"
 TEMPERATURES = np.geomspace(0.05, 20, 1000)  # that are tried, each 0.6% above the last
 
 
-def tempered(log_odds: np.ndarray, temperature: float) -> np.ndarray:
+def tempered(log_odds, temperature: float):
     """(n, N) log-odds of each label against the rest -> the same at a temperature, in fp64; of two labels a
     division."""
     z = -np.logaddexp(0.0, -log_odds.astype(float)) / temperature  # (n, N) log P / T
@@ -36,9 +36,9 @@ def tempered(log_odds: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def calibrate(
-    log_odds: np.ndarray,
-    labels: np.ndarray,
-    clusters: np.ndarray,
+    log_odds,
+    labels,
+    clusters,
     *,
     fpr: float,
     fit: bool = False,
@@ -89,7 +89,7 @@ def calibrate(
     }
 
 
-def pick(scores: np.ndarray, positives: np.ndarray, fpr: float) -> float:
+def pick(scores, positives, fpr: float) -> float:
     """The k-th highest of the negatives; between the labels where they separate."""
     negatives = np.sort(scores[~positives])[::-1]
     lowest, highest = scores[positives].min(), negatives[0]
@@ -99,7 +99,7 @@ def pick(scores: np.ndarray, positives: np.ndarray, fpr: float) -> float:
     return float(negatives[k - 1])
 
 
-def best_temperature(log_odds: np.ndarray, labels: np.ndarray) -> float:
+def best_temperature(log_odds, labels) -> float:
     rows = np.arange(len(labels))
     losses = []
     for temperature in TEMPERATURES:
@@ -241,7 +241,7 @@ def find_calibration(directory, task: Task, adapter: str) -> dict | None:
                 f"{path}: expected a threshold of this {key} for {task.name!r}, got another's; {AGAIN}"
             )
     numbers = [entry.get("threshold"), entry.get("temperature")]
-    if not all(type(value) in (int, float) and abs(value) < 1e6 for value in numbers) or numbers[1] <= 0:
+    if not all(type(value) is float and abs(value) < 1e6 for value in numbers) or numbers[1] <= 0:
         raise ValueError(
             f"{path}: expected a threshold and a temperature for task {task.name!r}, got {entry!r}; {AGAIN}"
         )
