@@ -28,7 +28,7 @@ from minimon.run.lock import locked
 from minimon.run.memory import keep_memory
 from minimon.run.processes import count_rows, dealing, from_first, rank, size, start
 from minimon.run.provenance import provenance
-from minimon.serve.inputs import count_lines, input_files
+from minimon.serve.inputs import input_files
 from minimon.serve.monitor import Monitor, adapter_hash, load_run, named_task, run_settings
 from minimon.serve.stream import refuse_existing, score_stream
 from minimon.serve.thresholds import calibrate_run, refuse_calibrated, threshold_line
@@ -188,7 +188,7 @@ def serve(settings: Settings) -> int:
     if rank() == 0:
         sys.stderr.write(threshold_line(monitor) + "\n")
     options = {"resume": settings.resume, "overwrite": settings.overwrite, "with_text": settings.with_text}
-    with progress(count_lines(files), 0, "score", "row") as bar:
+    with progress(None, 0, "score", "row") as bar:
         if not score_stream(monitor, files, settings.out or sys.stdout, on_rows=bar.update, **options):
             bar.write(f"{settings.out}: these scores are finished", file=sys.stderr)
     return 0

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import http.server
 import json
+import os
 import re
 import subprocess
 import sys
@@ -269,27 +270,22 @@ def test_a_long_text_says_how_much_was_left_out(run, capsys, tmp_path):
     assert long["left_out"] > 100 and "left_out" not in short
 
 
-@pytest.mark.parametrize("failure", [ValueError("line 4"), RecursionError("line 4")])
-def test_rows_of_a_pipe_are_taken_as_they_come_and_those_before_a_bad_one_are_scored(failure):
-    come, go = threading.Event(), threading.Event()
-
-    def rows():
-        yield inputs.Item(1, "a", {}, {})
-        come.wait(5)
-        yield inputs.Item(2, "b", {}, {})
-        yield inputs.Item(3, "c", {}, {})
-        go.set()
-        raise failure
-
-    chunks = stream.live_chunks(rows())
-    assert [item.id for item in next(chunks)] == [1]
-    come.set()
-    go.wait(5)
-    rest = []
-    with pytest.raises(type(failure), match="line 4"):
-        for chunk in chunks:
-            rest += [item.id for item in chunk]
-    assert rest == [2, 3]
+def test_rows_of_a_pipe_are_taken_as_they_come_and_those_before_a_bad_one_are_scored(run, monkeypatch):
+    reader, writer = os.pipe()
+    monkeypatch.setattr(sys, "stdin", open(reader, encoding="utf-8"))
+    failures = []
+    chunks = stream.chunks_of(inputs.piped_items(load_task(run / "t.toml")), failures)
+    os.write(writer, b'{"text": "a"}\n\n{"text": "b"}\n{"te')
+    assert [item.id for item in next(chunks)] == [1, 3]  # while the pipe is open
+    os.write(writer, b'xt": "c"}\n{"text": 5}\n{"text": "d"}\n')
+    assert [(item.id, item.text) for item in next(chunks)] == [(4, "c")]
+    assert next(chunks, None) is None and "standard input:5: expected text" in str(failures[0])
+    reader, writer = os.pipe()
+    monkeypatch.setattr(sys, "stdin", open(reader, encoding="utf-8"))
+    os.write(writer, b'{"text": "a"}\n{"text": "no end"}')
+    os.close(writer)
+    groups = inputs.piped_items(load_task(run / "t.toml"))
+    assert [item.text for items in groups for item in items] == ["a", "no end"]
 
 
 # ---- what is measured ----------------------------------------------------------------------------------------------

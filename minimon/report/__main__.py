@@ -4,8 +4,10 @@ import argparse
 from pathlib import Path
 
 from minimon.files import read_json
-from minimon.report import read_scores, reading, table, verdict_line, write_pages
-from minimon.report.scores import text_hash
+from minimon.report.data import all_tasks
+from minimon.report.pages import write_pages
+from minimon.report.scores import AGAIN, read_scores, text_hash
+from minimon.report.text import reading, table, verdict_line
 from minimon.run.cli import one_line_errors, shipped
 from minimon.tasks import load_mixture
 
@@ -15,39 +17,31 @@ def main(directory: Path) -> None:
         if not (directory / name).is_file():
             raise FileNotFoundError(f"{directory / name}: expected a file of a finished run, found none")
     report = read_json(directory / "report.json")
-    scores, note = with_texts(read_scores(directory / "scores.jsonl"), directory)
+    scores = read_scores(directory / "scores.jsonl")
+    note = put_texts(scores, directory)
     try:
         write_pages(report, directory, scores, note)
         lines = [table(report), "", verdict_line(report), *reading(report)]
     except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
         raise ValueError(
-            f"{directory / 'report.json'}: expected a report of this version, got another ({error!r}); "
-            "measure the run again: python eval.py --adapter RUN --out DIRECTORY"
+            f"{directory / 'report.json'}: expected a report of this version, got another ({error!r}); {AGAIN}"
         ) from error
     print("\n".join(lines))
 
 
-def with_texts(scores: dict, directory: Path) -> tuple[dict, str]:
-    """Hashes replaced by the texts that the mixture of the run still has, and what to say of the others."""
+def put_texts(scores: dict, directory: Path) -> str:
+    """Hashes become the texts that the run's mixture still has -> what to say of those that stay hashes."""
     try:
         mixture = load_mixture(shipped(read_json(directory / "settings.json")["mixture"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return (
-            scores,
-            f"Texts are shown by their hashes, since the mixture cannot be read: {error}",
-        )
+        return f"Texts are shown by their hashes, since the mixture cannot be read: {error}"
     texts = {}
     for task in mixture.all_tasks():
         texts |= {text_hash(row.text): row.text for row in task.rows}
-    missing = 0
     for groups in scores.values():
-        for task in [task for tasks in groups.values() for task in tasks]:
-            missing += sum(name not in texts for name in task.clusters)
+        for task in all_tasks(groups):
             task.clusters[:] = [texts.get(name, name) for name in task.clusters]
-    return (
-        scores,
-        f"{missing} texts are shown by their hashes: the mixture has them no more" if missing else "",
-    )
+    return "Where the mixture has them no more, texts are shown by their hashes."
 
 
 if __name__ == "__main__":

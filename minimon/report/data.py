@@ -21,20 +21,21 @@ SIDES = ("base", "adapter")
 RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # FPRs of a ROC
 RELIABILITY_BINS = 10
 HISTOGRAM_BINS = 24
+SplitScores = dict[str, dict[str, list[Scores]]]  # split -> group -> tasks
 VERDICTS = {"inter_task": "new_domain", "intra_task": "trained"}
 
 
 def build_report(
-    scores: dict[str, dict[str, list[Scores]]],
+    scores: SplitScores,
     *,
     model: str,
-    adapter: str,
+    adapter: str | None,
     seed: int,
     epsilon: float,
     run: dict,
     **more: dict | None,
 ) -> dict:
-    """scores: split -> group -> tasks. Everything but "run" is a function of the scores and the settings.
+    """Everything but "run" is a function of the scores and the settings.
 
     more: tables that only some runs have: `labels` on self labels, `leakage` on near duplicates, `attacks`,
     `training` (see text.reading), `not_measured` {split: reason}."""
@@ -59,20 +60,32 @@ def split_part(groups: dict[str, list[Scores]]) -> dict:
     part = {"tasks": [], "rows_cut": 0, "groups": {}, "curves": {}}
     for group, tasks in groups.items():
         for task in tasks:
-            positives = int(task.positives.sum())
-            about = {"task": task.task, "domain": task.domain, "group": group, "criterion": task.criterion}
-            part["tasks"].append({**about, "n": len(task.labels), "positives": positives, **compared([task])})
+            part["tasks"].append(task_entry(task, group))
             if task.left_out is not None:
                 part["rows_cut"] += int((task.left_out > 0).sum())
         if group:
             part["groups"][group] = compared(tasks)
             part["curves"][group] = curve(tasks)
-    everything = all_tasks(groups)
-    part["mean"] = compared(everything)
-    part["curves"][""] = curve(everything)
-    part["reliability"] = {which: reliability(everything, which) for which in SIDES}
-    part["histogram"] = histogram(everything)
+    tasks = all_tasks(groups)
+    part["mean"] = compared(tasks)
+    part["curves"][""] = curve(tasks)
+    positives = np.concatenate([task.positives for task in tasks])
+    log_odds = {which: np.concatenate([task.score(which) for task in tasks]) for which in SIDES}
+    part["reliability"] = {which: reliability(log_odds[which], positives) for which in SIDES}
+    part["histogram"] = histogram(log_odds, positives)
     return part
+
+
+def task_entry(task: Scores, group: str) -> dict:
+    return {
+        "task": task.task,
+        "domain": task.domain,
+        "group": group,
+        "criterion": task.criterion,
+        "n": len(task.labels),
+        "positives": int(task.positives.sum()),
+        **compared([task]),
+    }
 
 
 def compared(tasks: list[Scores]) -> dict:
@@ -81,20 +94,20 @@ def compared(tasks: list[Scores]) -> dict:
     entry, uplift = {}, {}
     for which in SIDES:
         entry[which] = measures(tasks[0], which) if len(tasks) == 1 else mean_measures(tasks, which)
+        for key in WITH_INTERVAL:
+            entry[which] |= named(bounds[key][which], f"{key}_")
     for key in WITH_INTERVAL:
-        for which in SIDES:
-            entry[which] |= with_names(f"{key}_", bounds[key][which])
         base, adapter = entry["base"][key], entry["adapter"][key]
         uplift[key] = None if base is None or adapter is None else adapter - base
-    uplift |= with_names("", bounds["auroc"]["uplift"])
-    uplift |= with_names("performance_", bounds["performance"]["uplift"])
+    uplift |= named(bounds["auroc"]["uplift"])
+    uplift |= named(bounds["performance"]["uplift"], "performance_")
     references = {name: mean_measures(tasks, name)["auroc"] for name in tasks[0].references}
     if references:
         entry["references"] = references
     return {**entry, "chance": chance(tasks), "uplift": uplift}
 
 
-def with_names(prefix: str, interval) -> dict:
+def named(interval, prefix: str = "") -> dict:
     """ci95 is over transcripts; what is claimed of new domains needs the headline, the wider of the two."""
     return {
         f"{prefix}ci95": interval.transcripts,
@@ -108,15 +121,15 @@ def verdict(tasks: list[Scores], mean: dict, epsilon: float) -> dict:
     pairs = {}
     for which in SIDES:
         pairs[which] = np.concatenate([performance(task.of(which), task.labels) for task in tasks])
-    adapter, generalizes = inter_task_generalization(pairs["adapter"], epsilon)
-    bounds = {
-        name: mean["adapter"][f"performance_{name}"] for name in ("ci95", "ci95_tasks", "headline_ci95")
-    }
+    base_mean, _ = inter_task_generalization(pairs["base"], epsilon)
+    adapter_mean, generalizes = inter_task_generalization(pairs["adapter"], epsilon)
     return {
         "pairs": len(pairs["adapter"]),
-        "base_mean": inter_task_generalization(pairs["base"], epsilon)[0],
-        "mean": adapter,
-        **bounds,
+        "base_mean": base_mean,
+        "mean": adapter_mean,
+        "ci95": mean["adapter"]["performance_ci95"],
+        "ci95_tasks": mean["adapter"]["performance_ci95_tasks"],
+        "headline_ci95": mean["adapter"]["performance_headline_ci95"],
         "chance": mean["chance"],
         "epsilon": epsilon,
         "generalizes": generalizes,
@@ -132,29 +145,26 @@ def curve(tasks: list[Scores]) -> dict:
     return found
 
 
-def reliability(tasks: list[Scores], which: str) -> dict:
-    """Of equal-width bins of P: rows, mean P and share of positives, None in an empty bin."""
-    p = np.concatenate([sigmoid(task.score(which)) for task in tasks])
-    positives = np.concatenate([task.positives for task in tasks])
-    rows, mass, hits = binned(p, positives, RELIABILITY_BINS)
-    means = [float(m / n) if n else None for m, n in zip(mass, rows, strict=True)]
-    shares = [float(h / n) if n else None for h, n in zip(hits, rows, strict=True)]
-    return {"rows": [int(n) for n in rows], "mean": means, "positive": shares}
+def reliability(log_odds, positives) -> dict:
+    """(n,), (n,) -> of equal-width bins of P: rows, mean P and share of positives, None in an empty bin."""
+    rows, mass, hits = binned(sigmoid(log_odds), positives, RELIABILITY_BINS)
+    return {"rows": rows.astype(int).tolist(), "mean": per_row(mass, rows), "positive": per_row(hits, rows)}
 
 
-def histogram(tasks: list[Scores]) -> dict | None:
+def per_row(sums, rows) -> list[float | None]:
+    return [float(total / n) if n else None for total, n in zip(sums, rows, strict=True)]
+
+
+def histogram(log_odds: dict, positives) -> dict | None:
     """Rows of each class by log-odds, base and adapter in the same bins. None without rows."""
-    positives = np.concatenate([task.positives for task in tasks])
-    sides = {which: np.concatenate([task.score(which) for task in tasks]) for which in SIDES}
     if not len(positives):
         return None
-    every = np.concatenate(list(sides.values())).astype(float)
+    every = np.concatenate(list(log_odds.values())).astype(float)
     edges = np.linspace(every.min(), max(every.max(), every.min() + 1e-3), HISTOGRAM_BINS + 1)
-    found = {"edges": [float(edge) for edge in edges]}
-    for which, values in sides.items():
-        counts = {
-            name: np.histogram(values[rows], edges)[0]
-            for name, rows in (("positive", positives), ("negative", ~positives))
+    found = {"edges": edges.tolist()}
+    for which, values in log_odds.items():
+        found[which] = {
+            "positive": np.histogram(values[positives], edges)[0].tolist(),
+            "negative": np.histogram(values[~positives], edges)[0].tolist(),
         }
-        found[which] = {name: [int(n) for n in count] for name, count in counts.items()}
     return found

@@ -11,18 +11,23 @@ def near_duplicates(mixture: Mixture, conversations: list[Conversation] = ()) ->
     """split -> {"rows", "near_duplicates"}: test rows whose letters are those of a training row (see `bare`).
 
     Equal texts are refused before. "instruct" counts the conversations that hold a test row."""
-    train_texts = {row.text for task in mixture.train for row in task.rows if row.side == "train"}
-    trained, tested, found = {bare(text) for text in train_texts}, set(), {}
+    texts = {row.text for task in mixture.train for row in task.rows if row.side == "train"}
+    trained = {bare(text) for text in texts}
+    tested, found = set(), {}
     for split in mixture.splits:
-        tasks = mixture.split_tasks(split)
-        texts = Counter(row.text for task in tasks for row in mixture.test_rows(task, split))
-        letters = {text: bare(text) for text in texts}
-        near = [count for text, count in texts.items() if letters[text] in trained]
-        found[split] = {"rows": texts.total(), "near_duplicates": sum(near)}
-        tested.update(letters.values())
+        counts = Counter()
+        for task in mixture.split_tasks(split):
+            counts.update(row.text for row in mixture.test_rows(task, split))
+        near = 0
+        for text, count in counts.items():
+            letters = bare(text)
+            tested.add(letters)
+            if letters in trained:
+                near += count
+        found[split] = {"rows": counts.total(), "near_duplicates": near}
     if conversations:
-        near = [conversation for conversation in conversations if holds(conversation, tested)]
-        found["instruct"] = {"rows": len(conversations), "near_duplicates": len(near)}
+        near = sum(holds(conversation, tested) for conversation in conversations)
+        found["instruct"] = {"rows": len(conversations), "near_duplicates": near}
     return found
 
 

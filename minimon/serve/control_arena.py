@@ -30,8 +30,8 @@ def minimon_monitor_builder(run: str, task: str, device: str = "cpu"):
     @monitor
     async def score(state, tools) -> MonitorResponse:
         scored = await to_thread.run_sync(trained.score, [turns_of(state.messages)])
-        decision = None if scored.decision is None else bool(scored.decision[0])
-        reason = f"log-odds {scored.log_odds[0]:.3f} for task {trained.task.name}, decision {decision}"
-        return MonitorResponse(suspicion_score=float(scored.P[0]), reason=reason)
+        line = scored.line(0)
+        reason = f"log-odds {line['log_odds']:.3f} for task {trained.task.name}, decision {line['decision']}"
+        return MonitorResponse(suspicion_score=line["P"], reason=reason)
 
     return score

@@ -1,15 +1,13 @@
 """Files of any kind that training reads, and standard input -> items to score, one at a time.
 
-JSONL (also .gz, and standard input) is read a line at a time, an Inspect log a sample at a time; a table
-(.csv, .tsv) and a .json list are read whole, as in training. A row is an object with the task's own field, or
-`text`, or a chat under `messages`; of a log a sample is what a monitor may see of it."""
+JSONL is read a line at a time, an Inspect log a sample at a time; a table (.csv, .tsv), a .json list and what
+is compressed (.gz) are read whole, as in training. A row is an object with the task's own field, or `text`, or a chat under
+`messages`; of a log a sample is what a monitor may see of it."""
 
 import glob
-import gzip
 import json
 import sys
-import zlib
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,8 +18,8 @@ from minimon.formats.transcript import text_of
 from minimon.tasks import Task
 
 STDIN = "-"
-TABLES = ("csv", "tsv", "json")
-MISSING = object()
+WHOLE = (".csv", ".tsv", ".json", ".gz")  # files that are read at once, as in training
+BLOCK = 2**16  # bytes of a pipe that are read at once, at most
 
 
 class Item(NamedTuple):
@@ -44,14 +42,12 @@ def input_files(entry: str) -> list[str]:
 
 def files_of(part: str) -> list[str]:
     path = Path(part)
-    if path.is_file():
-        return [part]
     if path.is_dir():
-        found = sorted(path.rglob("*.eval")) or [
-            file for file in sorted(path.rglob("*.json")) if is_log(file)
-        ]
+        logs = sorted(path.rglob("*.eval"))
+        found = logs or [file for file in sorted(path.rglob("*.json")) if is_log(file)]
     else:
-        found = [name for name in sorted(glob.glob(part, recursive=True)) if Path(name).is_file()]
+        names = [part] if path.exists() else sorted(glob.glob(part, recursive=True))
+        found = [name for name in names if Path(name).is_file()]
     if not found:
         raise FileNotFoundError(
             f"{part}: expected rows to score, found no such file, folder of logs or pattern"
@@ -59,112 +55,76 @@ def files_of(part: str) -> list[str]:
     return [str(file) for file in found]
 
 
-def read_items(files: list[str], task: Task):
+def read_items(files: list[str], task: Task) -> Iterator[Item]:
     """Items of all files; of several each says its file. Raises ValueError naming file and line."""
     for file in files:
-        about = {"file": file} if len(files) > 1 else {}
-        for item in log_items(file, task) if file != STDIN and is_log(file) else row_items(file, task):
-            yield item._replace(about={**about, **item.about})
+        items = log_items(file, task) if is_log(file) else row_items(numbered_rows(file), file, task)
+        for item in items:
+            yield item._replace(about={"file": file, **item.about}) if len(files) > 1 else item
 
 
-def log_items(file: str, task: Task):
+def piped_items(task: Task) -> Iterator[Iterator[Item]]:
+    """Items of standard input: together those whose lines have come when it is asked for more."""
+    number, rest, block = 1, b"", b"\n"
+    while block:
+        block = sys.stdin.buffer.read1(BLOCK)
+        *lines, rest = (rest + block).split(b"\n")
+        if not block:
+            lines = [rest]  # the last line may have no end
+        yield row_items(json_lines(lines, "standard input", number), "standard input", task)
+        number += len(lines)
+
+
+def log_items(file: str, task: Task) -> Iterator[Item]:
     for record in read_log(file):
-        metadata = {
-            key: value
-            for key, value in record.items()
-            if key not in ("id", "messages", "skipped", "compacted")
-        }
-        if "skipped" in record:
-            yield Item(record["id"], None, {"skipped": record["skipped"]}, finite(metadata))
-            continue
-        about = {"compacted": True} if record.get("compacted") else {}
-        text = text_of(record, "messages", f"{file}: {record['id']}", task.max_chars, task.reasoning)
-        yield Item(record["id"], text, about, finite(metadata))
+        text = None
+        if "skipped" not in record:
+            text = text_of(record, "messages", f"{file}: {record['id']}", task.max_chars, task.reasoning)
+        about = {key: record[key] for key in ("skipped", "compacted") if key in record}
+        yield Item(record["id"], text, about, others(record, "id", "messages", *about))
 
 
-def row_items(file: str, task: Task):
-    shown = {"id", "text", "messages", task.text}
-    for number, record in numbered_rows(file):
-        where = f"{'standard input' if file == STDIN else file}:{number}"
-        metadata = {key: value for key, value in record.items() if key not in shown}
-        text, about = row_text(task, record, where), {}
+def row_items(rows: Iterator[tuple[int, dict]], name: str, task: Task) -> Iterator[Item]:
+    for number, record in rows:
+        where, fields = f"{name}:{number}", (task.text, "text", "messages")
+        held = [field for field in fields if lookup(record, field, where, None) is not None]
+        field = held[0] if held else task.text
+        text, about = text_of(record, field, where, task.max_chars, task.reasoning), {}
         if not text.strip():
             text, about = None, {"skipped": "empty text"}
-        yield Item(row_id(record, number, where), text, about, finite(metadata))
+        yield Item(finite(record.get("id", number)), text, about, others(record, "id", *fields))
 
 
-def row_id(record: dict, number: int, where: str):
-    try:
-        json.dumps(record.get("id"), allow_nan=False)
-    except ValueError as error:
-        raise ValueError(f"{where}: expected an id that JSON has a word for, got {record['id']!r}") from error
-    return record.get("id", number)
+def others(record: dict, *shown: str) -> dict:
+    return finite({key: value for key, value in record.items() if key not in shown})
 
 
-def row_text(task: Task, record: dict, where: str) -> str:
-    """The task's own text; of a row without it, what is under `text` or `messages`."""
-    if lookup(record, task.text, where, MISSING) is MISSING:
-        for name in ("text", "messages"):
-            if name in record:
-                return text_of(record, name, where, task.max_chars, task.reasoning)
-    return task.text_of(record, where)
-
-
-def finite(value: dict) -> dict:
-    """NaN and infinities, which logs hold and JSON does not know, become null."""
+def finite(value):
+    """NaN and infinities, which rows and logs hold and JSON does not know, become null."""
     return json.loads(json.dumps(value), parse_constant=lambda name: None)
 
 
 # ---- lines -------------------------------------------------------------------------------------------------
 
 
-def numbered_rows(file: str):
-    """(number of its line, row): of what is neither a table nor a .json list, one JSON object a line."""
-    if kind_of(file) in TABLES:
+def numbered_rows(file: str) -> Iterator[tuple[int, dict]]:
+    """(number of its line, row): of what is not read whole, one JSON object a line."""
+    if file.endswith(WHOLE):
         yield from read_rows(file)
         return
-    with open_lines(file) as (name, lines):
-        for number, line in enumerate(lines, 1):
-            where = f"{name}:{number}"
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{where}: expected UTF-8 text, got byte {line[error.start]:#04x} at byte "
-                    f"{error.start + 1} of the line; convert the file to UTF-8"
-                ) from error
-            if text.strip():
-                yield number, json_row(text, where)
+    with open(file, "rb") as lines:
+        yield from json_lines(lines, file)
 
 
-def kind_of(file: str) -> str:
-    return Path(file.removesuffix(".gz")).suffix.lstrip(".")
-
-
-@contextmanager
-def open_lines(file: str):
-    if file == STDIN:
-        yield "standard input", sys.stdin.buffer
-    elif not file.endswith(".gz"):
-        with open(file, "rb") as lines:
-            yield file, lines
-    else:
+def json_lines(lines, name: str, first: int = 1) -> Iterator[tuple[int, dict]]:
+    for number, line in enumerate(lines, first):
+        where = f"{name}:{number}"
         try:
-            with gzip.open(file, "rb") as lines:
-                yield file, lines
-        except (OSError, EOFError, zlib.error) as error:
+            text = line.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
             raise ValueError(
-                f"{file}: expected a whole gzip file, got an error: {error}; fetch it again"
+                f"{where}: expected UTF-8 text, got byte {error.object[error.start]:#04x}; "
+                "convert the file to UTF-8"
             ) from error
-
-
-def count_lines(files: list[str]) -> int | None:
-    """Lines of files of JSONL; None where only reading would tell."""
-    total = 0
-    for file in files:
-        if file == STDIN or file.endswith(".gz") or kind_of(file) in TABLES or is_log(file):
-            return None
-        with open(file, "rb") as lines:
-            for block in iter(lambda lines=lines: lines.read(2**20), b""):
-                total += block.count(b"\n")
-    return total
+        if text.strip():
+            yield number, json_row(text, where)

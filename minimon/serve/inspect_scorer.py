@@ -7,7 +7,6 @@ is no assistant message; log-odds and decision are in the score's metadata.
 """
 
 from anyio import to_thread
-from inspect_ai.model import ChatMessageAssistant
 from inspect_ai.scorer import Score, Target, mean, scorer, stderr
 from inspect_ai.solver import TaskState
 
@@ -18,15 +17,20 @@ from minimon.serve.monitor import Monitor
 @scorer(metrics=[mean(), stderr()])
 def minimon_scorer(run: str, task: str, device: str = "cpu"):
     """run: directory of the adapter; task: FILE or FILE#NAME; device: cpu, cuda or cuda:N."""
-    trained = Monitor.load(run, task=task, device=device)
+    monitor = Monitor.load(run, task=task, device=device)
 
     async def score(state: TaskState, target: Target) -> Score:
-        if not any(isinstance(message, ChatMessageAssistant) for message in state.messages):
+        turns = turns_of(state.messages)
+        if not turns:
             return Score(value=float("nan"), explanation="no assistant message")
-        scored = await to_thread.run_sync(trained.score, [turns_of(state.messages)])
-        decision = None if scored.decision is None else bool(scored.decision[0])
-        metadata = {"log_odds": float(scored.log_odds[0]), "decision": decision, "task": trained.task.name}
-        return Score(value=float(scored.P[0]), answer=str(decision), metadata=metadata)
+        scored = await to_thread.run_sync(monitor.score, [turns])
+        line = scored.line(0)
+        metadata = {
+            "log_odds": line["log_odds"],
+            "decision": line["decision"],
+            "task": monitor.task.name,
+        }
+        return Score(value=line["P"], answer=str(line["decision"]), metadata=metadata)
 
     return score
 

@@ -4,7 +4,7 @@ n items, N labels of the task; the positive label is the first.
 """
 
 import threading
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import date
 from pathlib import Path
 from typing import NamedTuple
@@ -18,16 +18,17 @@ from minimon.evaluate import read
 from minimon.files import read_json, resolve, sha256
 from minimon.formats.transcript import text_of
 from minimon.lora import load_adapter
+from minimon.metrics import sigmoid
+from minimon.model import Decoder
 from minimon.run.cli import check_device, shipped
 from minimon.run.processes import shard
 from minimon.run.provenance import base_files, check_same
-from minimon.serve.thresholds import find_calibration, sigmoid, tempered
+from minimon.serve.thresholds import find_calibration, tempered
 from minimon.tasks import Task, load_task
-from minimon.tokenizer import load_tokenizer
+from minimon.tokenizer import Tokenizer, load_tokenizer
 
 # log-odds are rounded before they are compared and written: a decision can be made again from what is written
 DIGITS = 6
-NUMBERS = {"seed": int, "epsilon": float, "eval_rows": int, "max_tokens": int, "batch_tokens": int}
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class RunSettings:
     eval_rows: int | None = None
     instruct: str | None = None
     dtype: str | None = None
-    date: str = ""  # that a chat template may print; today if not given
+    date: str = field(default_factory=lambda: date.today().isoformat())  # that a chat template may print
     seed: int = 0
     epsilon: float = 0.75
     max_tokens: int | None = None
@@ -56,27 +57,30 @@ class Scored(NamedTuple):
     by_label: np.ndarray  # (n, N) log-odds of each label against the rest
     left_out: np.ndarray  # (n,) tokens of the middle of a text that was too long
 
+    def line(self, row: int) -> dict:
+        """Of one item, as JSON has it."""
+        return {
+            "log_odds": float(self.log_odds[row]),
+            "P": float(f"{self.P[row]:.6g}"),
+            "decision": None if self.decision is None else bool(self.decision[row]),
+        }
 
+
+@dataclass(eq=False)
 class Monitor:
     """One task asked of one model. Several threads may share a monitor: one of them scores at a time."""
 
-    def __init__(
-        self,
-        model,
-        tokenizer,
-        task: Task,
-        *,
-        limit: Limit = NO_LIMIT,
-        batch_tokens: int | None = None,
-        threshold: float | None = None,
-        temperature: float = 1.0,
-    ):
-        """threshold: on log-odds at that temperature; None for no decision."""
-        self.model, self.tokenizer, self.task = model, tokenizer, task
-        self.limit, self.batch_tokens = limit, batch_tokens
-        self.threshold, self.temperature = threshold, temperature
-        self.settings, self.adapter, self.calibration = None, None, None  # of the run, see load
-        self.lock = threading.Lock()
+    model: Decoder
+    tokenizer: Tokenizer
+    task: Task
+    limit: Limit = NO_LIMIT
+    batch_tokens: int | None = None
+    threshold: float | None = None  # on log-odds at the temperature; None for no decision
+    temperature: float = 1.0
+    settings: RunSettings | None = None  # of the run, as the next two
+    adapter: str | None = None  # its hash
+    calibration: dict | None = None  # that threshold and temperature come from
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     @classmethod
     def load(
@@ -105,7 +109,7 @@ class Monitor:
         entry = find_calibration(run, task, adapter) if threshold is None else None
         model, tokenizer = load_run(run, settings, device=device, any_base=any_base, sharded=sharded)
         task_label_ids(tokenizer, task)  # refused now, not at the first score
-        monitor = cls(
+        return cls(
             model,
             tokenizer,
             task,
@@ -113,9 +117,10 @@ class Monitor:
             batch_tokens=settings.batch_tokens,
             threshold=entry["threshold"] if entry else threshold,
             temperature=entry["temperature"] if entry else 1.0,
+            settings=settings,
+            adapter=adapter,
+            calibration=entry,
         )
-        monitor.settings, monitor.adapter, monitor.calibration = settings, adapter, entry
-        return monitor
 
     def score(self, items: list) -> Scored:
         """n texts, or conversations [{"role", "content", ...}, ...] in the shapes of formats/transcript.py ->
@@ -126,7 +131,17 @@ class Monitor:
         Raises ValueError naming the item that is neither a text nor a conversation."""
         if isinstance(items, (str, bytes, dict)):
             raise ValueError(f"items: expected a list of texts or conversations, got {type(items).__name__}")
-        return self.score_texts([self.text_of(item, f"item {i}") for i, item in enumerate(items, 1)])
+        texts = []
+        for i, item in enumerate(items, 1):
+            if not isinstance(item, (str, list)):
+                kind = type(item).__name__
+                raise ValueError(
+                    f"item {i}: expected a text or a conversation (a list of messages), got {kind}"
+                )
+            texts.append(
+                text_of({"item": item}, "item", f"item {i}", self.task.max_chars, self.task.reasoning)
+            )
+        return self.score_texts(texts)
 
     def score_texts(self, texts: list[str]) -> Scored:
         """Texts that are already as the task shows them."""
@@ -144,39 +159,28 @@ class Monitor:
             reading = read(self.model, self.tokenizer, self.task, texts, **options)
         return reading.log_odds.double().numpy(), reading.left_out.numpy()
 
-    def text_of(self, item, where: str) -> str:
-        if not isinstance(item, (str, list)):
-            kind = type(item).__name__
-            raise ValueError(f"{where}: expected a text or a conversation (a list of messages), got {kind}")
-        return text_of({"item": item}, "item", where, self.task.max_chars, self.task.reasoning)
-
 
 def run_settings(directory: str | Path | None, **given) -> RunSettings:
     """The settings of a run, where `given` has a value that one. A directory without settings.json has the
     defaults.
 
     Raises ValueError without a directory and for a value of another kind, TypeError for an unknown name."""
-    names = [field.name for field in fields(RunSettings)]
-    if unknown := sorted(set(given) - set(names)):
-        raise TypeError(f"expected settings among {', '.join(names)}; got {', '.join(unknown)}")
     if directory is not None and not Path(directory).is_dir():
         raise ValueError(f"--adapter: expected a directory, found none at {directory}; train.py writes one")
     path = Path(directory or "") / "settings.json"
     saved = read_json(path) if directory is not None and path.is_file() else {}
-    found, problems = {"date": date.today().isoformat()}, []
-    for name in names:
-        value = given.get(name)
-        value = saved.get(name) if value is None else value
-        if value is None:
-            continue
-        if type(value) is not NUMBERS.get(name, str):
-            problems.append(f"{name} = {value!r}")
-        found[name] = value
+    names = [setting.name for setting in fields(RunSettings)]
+    found = {name: saved[name] for name in names if saved.get(name) is not None}
+    found |= {name: value for name, value in given.items() if value is not None}
     settings = RunSettings(**found)
-    if problems or not 0 <= settings.epsilon <= 1 or (settings.batch_tokens or 1) < 1:
-        got = ", ".join(problems) or f"epsilon = {settings.epsilon}, batch_tokens = {settings.batch_tokens}"
+    for setting in fields(settings):
+        value = getattr(settings, setting.name)
+        if not isinstance(value, setting.type):
+            raise ValueError(f"{path}: expected a run's settings, got {setting.name} = {value!r}")
+    epsilon, batch_tokens = settings.epsilon, settings.batch_tokens
+    if not 0 <= epsilon <= 1 or (batch_tokens or 1) < 1:
         raise ValueError(
-            f"{path}: expected a run's settings, epsilon in [0, 1], batch_tokens from 1; got {got}"
+            f"{path}: expected epsilon in [0, 1] and batch_tokens from 1, got {epsilon} and {batch_tokens}"
         )
     if settings.model is None:
         raise ValueError(f"--model: expected a base, since {directory} has no settings.json that names one")

@@ -15,24 +15,19 @@ from pathlib import Path
 import numpy as np
 
 from minimon.files import read_json, write_json
-from minimon.metrics import DRAWS, ece, percentiles
+from minimon.metrics import DRAWS, ece, percentiles, sigmoid
 from minimon.run.cli import shipped
 from minimon.run.lock import locked
 from minimon.run.processes import from_first
 from minimon.tasks import Row, Task, load_mixture
 
 NAME = "calibration.json"
-SCALE = (
-    "log_odds"  # what a stored threshold is compared with; entries of older versions have none, and held P
-)
+SCALE = "log_odds"  # what a stored threshold is compared with
 AGAIN = "pick it again with --calibrate and --overwrite, or give --threshold"
+TEMPERATURES = np.geomspace(0.05, 20, 1000)  # that are tried, each 0.6% above the last
 
 
-def sigmoid(log_odds: np.ndarray) -> np.ndarray:
-    return np.exp(-np.logaddexp(0.0, -log_odds))
-
-
-def tempered(log_odds: np.ndarray, temperature: float) -> np.ndarray:
+def tempered(log_odds, temperature: float):
     """(n, N) log-odds of each label against the rest -> the same at a temperature, in fp64; of two labels a
     division."""
     z = -np.logaddexp(0.0, -log_odds.astype(float)) / temperature  # (n, N) log P / T
@@ -41,9 +36,9 @@ def tempered(log_odds: np.ndarray, temperature: float) -> np.ndarray:
 
 
 def calibrate(
-    log_odds: np.ndarray,
-    labels: np.ndarray,
-    clusters: np.ndarray,
+    log_odds,
+    labels,
+    clusters,
     *,
     fpr: float,
     fit: bool = False,
@@ -56,27 +51,26 @@ def calibrate(
     fpr_ci95: Wilson's interval (1927). fit: with the temperature of least negative log-likelihood (Guo et
     al., 2017). separated: every positive is above every negative. Raises ValueError with fewer than 1 / fpr -
     1 negatives, or without a positive."""
-    check_rate(fpr)
     positives = labels == 0
     negatives, needed = int((~positives).sum()), math.ceil(1 / fpr - 1 - 1e-9)
     if negatives < needed or not positives.any():
         raise ValueError(
             f"expected a positive and at least {needed} negatives to pick a threshold at an FPR of {fpr:g}, "
-            f"got {int(positives.sum())} and {negatives}; give the task more rows, or ask for a higher --fpr"
+            f"got {positives.sum()} and {negatives}; give the task more rows, or ask for a higher --fpr"
         )
     temperature = best_temperature(log_odds, labels) if fit else 1.0
     scores = tempered(log_odds, temperature)[:, 0].round(6)
-    threshold = pick(scores, positives, np.ones(len(scores)), fpr)
-    names, which = np.unique(clusters, return_inverse=True)
+    threshold = pick(scores, positives, fpr)
+    names, cluster = np.unique(clusters, return_inverse=True)
     rng = np.random.default_rng(seed)
     thresholds, rates = [], []
     for _ in range(DRAWS):
-        weights = rng.multinomial(len(names), np.full(len(names), 1 / len(names)))[which].astype(float)
-        if weights[positives].any() and weights[~positives].any():
-            thresholds.append(pick(scores, positives, weights, fpr))
-            rates.append(np.average(scores[positives] > thresholds[-1], weights=weights[positives]))
+        times = rng.multinomial(len(names), np.full(len(names), 1 / len(names)))[cluster]
+        drawn, positive = np.repeat(scores, times), np.repeat(positives, times)
+        if positive.any() and not positive.all():
+            thresholds.append(pick(drawn, positive, fpr))
+            rates.append((drawn[positive] > thresholds[-1]).mean())
     above = int((scores[~positives] > threshold).sum())
-    plain = tempered(log_odds, 1.0)[:, 0]
     return {
         "scale": SCALE,
         "threshold": threshold,
@@ -91,41 +85,27 @@ def calibrate(
         "separated": bool(scores[positives].min() > scores[~positives].max()),
         "temperature": temperature,
         "ece": ece(sigmoid(scores), positives),
-        "ece_at_temperature_1": ece(sigmoid(plain), positives),
+        "ece_at_temperature_1": ece(sigmoid(tempered(log_odds, 1.0)[:, 0]), positives),
     }
 
 
-def check_rate(fpr: float) -> None:
-    if not 0 < fpr < 1:
-        raise ValueError(f"--fpr: expected a rate between 0 and 1, got {fpr:g}")
-
-
-def pick(scores: np.ndarray, positives: np.ndarray, weights: np.ndarray, fpr: float) -> float:
-    """The k-th highest of the negatives, each counted `weights` times; between the labels where they
-    separate."""
-    drawn = weights > 0
-    negatives = scores[drawn & ~positives]
-    lowest, highest = scores[drawn & positives].min(), negatives.max()
+def pick(scores, positives, fpr: float) -> float:
+    """The k-th highest of the negatives; between the labels where they separate."""
+    negatives = np.sort(scores[~positives])[::-1]
+    lowest, highest = scores[positives].min(), negatives[0]
     if lowest > highest:
         return float((lowest + highest) / 2)
-    order = np.argsort(-negatives, kind="stable")
-    counts = np.cumsum(weights[drawn & ~positives][order])
-    k = max(1, math.floor(fpr * (counts[-1] + 1) + 1e-9))
-    return float(negatives[order][np.searchsorted(counts, k)])
+    k = max(1, math.floor(fpr * (len(negatives) + 1) + 1e-9))
+    return float(negatives[k - 1])
 
 
-def best_temperature(log_odds: np.ndarray, labels: np.ndarray) -> float:
-    """By golden section on log T in [log 0.05, log 20]: the likelihood has one peak in 1 / T."""
+def best_temperature(log_odds, labels) -> float:
     rows = np.arange(len(labels))
-
-    def loss(log_t):
-        return np.logaddexp(0.0, -tempered(log_odds, math.exp(log_t))[rows, labels]).mean()
-
-    low, high, ratio = math.log(0.05), math.log(20), (math.sqrt(5) - 1) / 2
-    while high - low > 1e-4:
-        left, right = high - ratio * (high - low), low + ratio * (high - low)
-        low, high = (low, right) if loss(left) < loss(right) else (left, high)
-    return round(math.exp((low + high) / 2), 4)
+    losses = []
+    for temperature in TEMPERATURES:
+        gold = tempered(log_odds, temperature)[rows, labels]
+        losses.append(np.logaddexp(0.0, -gold).mean())
+    return round(float(TEMPERATURES[np.argmin(losses)]), 4)
 
 
 def wilson(hits: int, n: int, z: float = 1.959964) -> list[float]:
@@ -196,19 +176,19 @@ def trained_texts(mixture_path: str | None) -> dict[str, str] | None:
 
 def calibration_lines(task: Task, entry: dict) -> str:
     """What a person is shown of a calibration."""
-    bounds = {key: entry[f"{key}_ci95"] for key in ("threshold", "fpr", "tpr")}
-    shown = {key: f"[{low:.4g}, {high:.4g}]" for key, (low, high) in bounds.items()}
-    label, rows = (
-        next(iter(task.labels)),
-        f"{entry['negatives']} negatives and {entry['positives']} positives",
-    )
+    shown = {}
+    for key in ("threshold", "fpr", "tpr"):
+        low, high = entry[f"{key}_ci95"]
+        shown[key] = f"[{low:.4g}, {high:.4g}]"
     at = "" if entry["temperature"] == 1 else " at that temperature"
+    P = sigmoid(np.float64(entry["threshold"]))
     side = f"{entry['rows']} rows"
     if entry["rows"] == "test":
         side += ", which the report has measured as well; give the task a validation share"
     lines = [
-        f"{task.name}: {label} where log-odds > {entry['threshold']:.6g} {shown['threshold']} "
-        f"(P {sigmoid(entry['threshold']):.4g}{at}), picked on {rows} ({side})",
+        f"{task.name}: {next(iter(task.labels))} where log-odds > {entry['threshold']:.6g} "
+        f"{shown['threshold']} (P {P:.4g}{at}), picked on {entry['negatives']} negatives and "
+        f"{entry['positives']} positives ({side})",
         f"there FPR {entry['fpr']:.4f} {shown['fpr']} and TPR {entry['tpr']:.3f} {shown['tpr']}; "
         f"temperature {entry['temperature']:g}",
     ]
@@ -225,18 +205,11 @@ def threshold_line(monitor) -> str:
     if monitor.threshold is None:
         advice = "pick one with --calibrate or --threshold"
         return f"no threshold for task {monitor.task.name!r} beside the adapter: decision is null; {advice}"
-    entry = monitor.calibration
-    source = (
-        "--threshold" if entry is None else f"{NAME}, for an FPR of {entry['asked_fpr']:g}, {origin(entry)}"
-    )
+    entry, source = monitor.calibration, "--threshold"
+    if entry:
+        rows = f"{entry['negatives'] + entry['positives']} rows of {entry['file']}"
+        source = f"{NAME}, for an FPR of {entry['asked_fpr']:g}, picked on {rows}; the rate holds for texts like those"
     return f"decision: log-odds > {monitor.threshold:.6g} ({source})"
-
-
-def origin(entry: dict) -> str:
-    """The rows that a threshold was picked on; entries of older versions do not name their file."""
-    file = f" of {entry['file']}" if "file" in entry else ""
-    rows = f"{entry['negatives'] + entry['positives']} rows{file}"
-    return f"picked on {rows}; the rate holds for texts like those"
 
 
 def refuse_calibrated(directory, task: Task) -> None:
@@ -260,19 +233,16 @@ def find_calibration(directory, task: Task, adapter: str) -> dict | None:
     entry = read_json(path).get(task.name) if path.is_file() else None
     if entry is None:
         return None
-    entry_is_table = isinstance(entry, dict)
-    if entry_is_table and "threshold" in entry and entry.get("scale") != SCALE:
-        raise ValueError(
-            f"{path}: expected a threshold on log-odds for task {task.name!r}, got one on P; {AGAIN}"
-        )
-    numbers = [entry.get(key) for key in ("threshold", "temperature")] if entry_is_table else [None]
-    if not all(type(value) in (int, float) and abs(value) < 1e6 for value in numbers) or numbers[1] <= 0:
-        raise ValueError(
-            f"{path}: expected a threshold and a temperature for task {task.name!r}, got {entry!r}; {AGAIN}"
-        )
-    for key, value in (("adapter", adapter), ("prompt", task.prompt)):
+    if not isinstance(entry, dict):
+        entry = {}
+    for key, value in {"scale": SCALE, "adapter": adapter, "prompt": task.prompt}.items():
         if entry.get(key) != value:
             raise ValueError(
                 f"{path}: expected a threshold of this {key} for {task.name!r}, got another's; {AGAIN}"
             )
+    numbers = [entry.get("threshold"), entry.get("temperature")]
+    if not all(type(value) is float and abs(value) < 1e6 for value in numbers) or numbers[1] <= 0:
+        raise ValueError(
+            f"{path}: expected a threshold and a temperature for task {task.name!r}, got {entry!r}; {AGAIN}"
+        )
     return entry
