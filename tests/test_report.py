@@ -15,9 +15,9 @@ from minimon.metrics import Scores, ece, intervals, measures, sigmoid, tpr_at_fp
 from minimon.report import build_report, read_scores, reading, table, verdict_line, write_report
 from minimon.report.__main__ import main as write_again
 from minimon.report.data import RATES, curve, reliability
-from minimon.report.figure import write_figure
 from minimon.report.html import page
 from minimon.report.scores import write_scores
+from minimon.report.svg import figures
 
 HOSTILE = [
     "</script><script>document.title='owned'</script>",
@@ -284,9 +284,7 @@ def test_a_base_alone_is_shown_without_a_difference():
 # ---- the pages
 
 
-def test_the_report_is_read_without_matplotlib(tmp_path, monkeypatch):
-    for name in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
-        monkeypatch.setitem(sys.modules, name, None)
+def test_what_a_report_directory_holds(tmp_path):
     scores = some_scores()
     write_report(built(scores), tmp_path, scores)
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -305,14 +303,18 @@ def test_the_report_is_read_without_matplotlib(tmp_path, monkeypatch):
         assert words in text
 
 
-def test_the_figure_is_small_however_many_tasks_there_are(tmp_path, report):
-    pytest.importorskip("matplotlib", reason="the plot extra is optional")
-    many = built({"trained": {"": [task(str(i), n=20, seed=i) for i in range(40)]}})
-    for name, each in (("few.png", report), ("many.png", many)):
-        assert write_figure(each, tmp_path / name)
-        data = (tmp_path / name).read_bytes()
-        width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
-        assert data[1:4] == b"PNG" and (width, height) == (1800, 540)
+def test_the_page_draws_a_roc_of_each_group_and_scores_by_class(report):
+    drawn = figures(report)
+    curves = [f"ROC, {split} {group}" for split, part in report["splits"].items() for group in part["curves"]]
+    assert all(f"<figcaption>{curve}; dashed: base" in drawn for curve in curves)
+    for split, part in report["splits"].items():
+        counts = part["histogram"]
+        sides = [f"{split}, {which}: positives up" for which in ("base", "adapter")]
+        assert all(side in drawn for side in sides)
+        bars = 2 * 2 * (len(counts["edges"]) - 1)  # sides, classes
+        assert drawn.count("<rect") == bars * len(report["splits"])
+    corner = re.search(r'class=adapter d="M[^"]*L([^"L]*)"', drawn)[1]
+    assert corner == "290.0 10.0"  # all of both classes are above the lowest threshold
 
 
 def hostile_scores():
@@ -361,7 +363,7 @@ def test_the_pages_are_made_anew_from_a_finished_run(tmp_path, report, capsys):
         (tmp_path / name).unlink()
     write_again(tmp_path)
     after = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    assert before["report.md"] == after["report.md"] and before.get("report.png") == after.get("report.png")
+    assert before["report.md"] == after["report.md"]
     html = after["report.html"].decode()
     assert "shown by their hashes, since the mixture cannot be read" in html
     assert table(report) in capsys.readouterr().out
@@ -428,8 +430,7 @@ def test_a_browser_finds_the_numbers_and_runs_nothing_of_the_texts(tmp_path):
     ]
     dom = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
     assert "<title>m, seed 0</title>" in dom and "<script" not in dom
-    images = re.findall('<img [^>]*src="(.{15})', dom)  # the figure alone, where matplotlib is there
-    assert dom.count("<img") == len(images) and set(images) <= {"data:image/png;"}
+    assert "<img" not in dom
     for part in report["splits"].values():
         for entry in [part["mean"], *part["tasks"]]:
             assert f"<td>{entry['uplift']['auroc']:+.3f}</td>" in dom

@@ -29,7 +29,6 @@ OPENS = {
 }  # a door opens its own room and no other
 RUNTIME = {"torch", "tokenizers", "safetensors", "numpy", "jinja2", "huggingface_hub", "tqdm", "zstandard"}
 EXTRAS = {  # packages that one file alone imports
-    "report/figure.py": {"matplotlib"},
     "study/figures.py": {"matplotlib"},
     "serve/control_arena.py": {
         "anyio",

@@ -1,4 +1,4 @@
-"""Scores -> report.json, report.md, report.html, report.png and scores.jsonl."""
+"""Scores -> report.json, report.md, report.html and scores.jsonl."""
 
 from minimon.report.data import build_report
 from minimon.report.leakage import near_duplicates

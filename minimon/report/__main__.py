@@ -1,4 +1,4 @@
-"""python -m minimon.report RUN: report.md, report.html and report.png anew, of any finished run."""
+"""python -m minimon.report RUN: report.md and report.html anew, of any finished run."""
 
 import argparse
 from pathlib import Path

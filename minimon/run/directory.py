@@ -38,7 +38,6 @@ FILES = (
     REPORT,
     "report.md",
     "report.html",
-    "report.png",
 )
 PATHS = ("model", "mixture", "init_adapter", "base_scores", "out")  # settings that name a file or directory
 # what --resume may change: where and how the work is done, not what comes of it
