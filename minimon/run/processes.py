@@ -5,9 +5,10 @@ Every process holds the same adapter and takes the same steps; the first (rank 0
 gloo carries what lies on a CPU, NCCL what lies on CUDA. With one process all of this is the identity."""
 
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -15,16 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 SMALL = 10_000_000  # parameters of a model whose operations are too short to share among cores
 CORES = 4  # about as many as one interpreter keeps busy with such a model
-LOSS_OF_A_PROCESS = (
-    "gloo",
-    "nccl",
-    "connection closed",
-    "connection reset",
-    "broken pipe",
-)  # in the text of an error
+LOST = re.compile("gloo|nccl|connection closed|connection reset|broken pipe", re.I)  # in the text of an error
 
 
 def start(device: str) -> str:
@@ -66,11 +62,10 @@ def size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_lost_process(error: RuntimeError) -> bool:
+def is_lost_process(error: Exception) -> bool:
     """Whether an error says that another process has gone: gloo and NCCL have no exception of their own for
     it."""
-    text = str(error).lower()
-    return size() > 1 and any(words in text for words in LOSS_OF_A_PROCESS)
+    return size() > 1 and isinstance(error, RuntimeError) and LOST.search(str(error)) is not None
 
 
 def speaks() -> bool:
@@ -88,12 +83,12 @@ def from_first(work: Callable):
     """What work() returns, or raises, on the first process: on all of them."""
     if size() == 1:
         return work()
-    answer = [None, None]  # result, error
+    answer = [None, None]
     if rank() == 0:
         try:
-            answer[0] = work()
+            answer = [work(), None]
         except (ValueError, OSError, KeyboardInterrupt) as error:
-            answer[1] = error
+            answer = [None, error]
     dist.broadcast_object_list(answer)
     result, error = answer
     if error is not None:
@@ -109,11 +104,25 @@ def deal(costs: list[float]) -> list[list[int]]:
     processes; a process may get none."""
     shares = [[] for _ in range(size())]
     sums = [0.0] * size()
-    for i in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
+    for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
         least = sums.index(min(sums))
         shares[least].append(i)
         sums[least] += costs[i]
     return [sorted(share) for share in shares]
+
+
+def own_share(items: list, costs: list[float]) -> list:
+    """Of items that are dealt out, those of this process."""
+    return [items[i] for i in deal(costs)[rank()]]
+
+
+def gathered(value) -> list:
+    """Every process's value, on all of them."""
+    values = [value]
+    if size() > 1:
+        values = [None] * size()
+        dist.all_gather_object(values, value)
+    return values
 
 
 def dealing(model) -> Callable:
@@ -125,14 +134,12 @@ def dealing(model) -> Callable:
     def each(work: Callable, items: list, costs: list[float]) -> list:
         if size() == 1 or getattr(model, "sharded", False):
             return in_threads(work, items, model)
-        share = deal(costs)[rank()]
-        results = in_threads(work, [items[i] for i in share], model)
-        gathered = [None] * size()
-        dist.all_gather_object(gathered, dict(zip(share, results)))
-        by_index = {}
-        for part in gathered:
-            by_index |= part
-        return [by_index[i] for i in range(len(items))]
+        results = [None] * len(items)
+        parts = gathered(in_threads(work, own_share(items, costs), model))
+        for share, part in zip(deal(costs), parts):
+            for i, result in zip(share, part):
+                results[i] = result
+        return results
 
     return each
 
@@ -154,35 +161,25 @@ def count_rows(bar, model) -> Callable:
     """on_rows(n) for a progress bar, which counts for the other processes as well; with shards all work on
     the same rows."""
     of_each = 1 if getattr(model, "sharded", False) else size()
-
-    def on_rows(count: int) -> None:
-        bar.update(count * of_each if bar.total is None else min(count * of_each, bar.total - bar.n))
-
-    return on_rows
+    return lambda count: bar.update(min(count * of_each, bar.total - bar.n))
 
 
 # ---- tensors ------------------------------------------------------------------------------------------
 
 
-def copy_from_first(tensors: Iterable[torch.Tensor]) -> None:
-    """Every process gets the first one's values, in place."""
-    if size() > 1:
-        for tensor in tensors:
-            dist.broadcast(tensor.detach(), 0)
-
-
-def sum_gradients(parameters: list[torch.Tensor], numbers: list[float]) -> list[float]:
+def sum_gradients(parameters: list[torch.Tensor], numbers: dict[str, float]) -> dict[str, float]:
     """Gradients become their sums over the processes -> the sums of `numbers`, in fp32. One all-reduce for
     all; a parameter without a gradient adds zeros."""
     if size() == 1:
         return numbers
-    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    whole = torch.cat([*(part.flatten() for part in parts), parts[0].new_tensor(numbers)])
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    sums = gradients[0].new_tensor(list(numbers.values()))
+    whole = torch.cat([parameters_to_vector(gradients), sums])
     dist.all_reduce(whole)
-    *gradients, sums = whole.split([*(part.numel() for part in parts), len(numbers)])
+    vector_to_parameters(whole, gradients)
     for parameter, gradient in zip(parameters, gradients):
-        parameter.grad = gradient.view_as(parameter)
-    return sums.tolist()
+        parameter.grad = gradient
+    return dict(zip(numbers, whole[-len(numbers) :].tolist()))
 
 
 def shard(model, device: str) -> None:
