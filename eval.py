@@ -12,6 +12,7 @@ All settings: minimon/run/settings.py.
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -30,7 +31,6 @@ from minimon.report import (
     verdict_line,
     write_report,
 )
-from minimon.report.text import grid, number
 from minimon.run.cli import one_line_errors, parse, progress, shipped
 from minimon.run.lock import locked
 from minimon.run.memory import keep_memory
@@ -39,7 +39,7 @@ from minimon.run.provenance import provenance
 from minimon.run.settings import EvalSettings as Settings
 from minimon.run.settings import check_evaluation
 from minimon.serve.inputs import count_lines, input_files
-from minimon.serve.monitor import Monitor, adapter_hash, load_run, named_task, run_settings
+from minimon.serve.monitor import Monitor, RunSettings, adapter_hash, load_run, named_task, run_settings
 from minimon.serve.stream import refuse_existing, score_stream
 from minimon.serve.thresholds import calibrate_run, refuse_calibrated, threshold_line
 from minimon.study.attacks import attacked_rows, attacks, measure_attacks
@@ -48,21 +48,23 @@ from minimon.tasks import load_conversations, load_mixture, schedule_of
 
 
 def main(settings: Settings) -> int:
+    device = start(settings.device)
     check_evaluation(settings)
     if settings.score:
-        score(settings)
+        score(settings, device)
     elif settings.calibrate:
-        calibrate(settings)
+        calibrate(settings, device)
     elif settings.merge_to:
-        merge(settings)
+        merge(settings, device)
     else:
-        measure_splits(settings)
+        with locked(settings.out) if settings.out and Path(settings.out).is_dir() else nullcontext():
+            measure_splits(settings, device)
     return 0
 
 
-def measure_splits(settings: Settings) -> None:
+def measure_splits(settings: Settings, device: str) -> None:
     """Base and adapter, or the base alone, on every split of a mixture."""
-    run = run_settings(settings.adapter, **settings.changes("epsilon", "splits", "eval_rows"))
+    run = run_settings(settings.adapter, **changes(settings))
     if run.mixture is None:
         raise ValueError(
             f"--mixture: expected one, since {settings.adapter} has no settings.json that names it"
@@ -74,61 +76,57 @@ def measure_splits(settings: Settings) -> None:
     attacked = attacked_rows(mixture) if settings.attack else None
     if attacked == []:
         raise ValueError(f"--attack: expected a split new_domain in {mixture.path}, found none")
-    with locked(settings.out) if settings.out and Path(settings.out).is_dir() else nullcontext():
-        device, started = start(settings.device), time.time()
-        model, tokenizer = load_run(
-            settings.adapter, run, device=device, any_base=settings.any_base, sharded=settings.shard
-        )
-        options = {"limit": row_limit(model.config, run.max_tokens), "batch_tokens": run.batch_tokens}
-        rows = evaluation_rows(mixture) if settings.adapter else evaluation_rows(mixture) // 2
-        with progress(rows, 0, "evaluate", "row") as bar:
-            together = {"each": dealing(model), "on_rows": count_rows(bar, model)}
-            if settings.adapter:
-                scores = evaluate(model, tokenizer, mixture, **options, **together)
-            else:
-                base = measure(model, tokenizer, mixture, references=True, **options, **together)
-                scores = compare(mixture, base, base)
-        effects = None
-        if settings.attack:
-            rows = 2 * len(attacks("", "")) * sum(len(rows) for _, rows in attacked)
-            with progress(rows, 0, "attack", "row") as bar:
-                effects = measure_attacks(model, tokenizer, attacked, on_rows=bar.update, **options)
-        if rank() > 0:
-            return
-        about = {
-            **provenance(sys.argv, resolve(shipped(run.model)), mixture),
-            "directory": settings.adapter,
-            "date": run.date,
-            "device": settings.device,
-            "shots": settings.shots,
-            "processes": size(),
-            "evaluate_seconds": round(time.time() - started, 1),
-        }
-        report = build_report(
-            scores,
-            model=run.model,
-            adapter=adapter_hash(settings.adapter) if settings.adapter else None,
-            seed=run.seed,
-            epsilon=run.epsilon,
-            run=about,
-            leakage=leakage,
-            attacks=effects,
-        )
-        if settings.out:
-            Path(settings.out).mkdir(parents=True, exist_ok=True)
-            write_report(report, settings.out, scores)
+    started = time.time()
+    model, tokenizer = load_run(
+        settings.adapter, run, device=device, any_base=settings.any_base, sharded=settings.shard
+    )
+    options = {"limit": row_limit(model.config, run.max_tokens), "batch_tokens": run.batch_tokens}
+    rows = evaluation_rows(mixture) if settings.adapter else evaluation_rows(mixture) // 2
+    with progress(rows, 0, "evaluate", "row") as bar:
+        together = {"each": dealing(model), "on_rows": count_rows(bar, model)}
+        if settings.adapter:
+            scores = evaluate(model, tokenizer, mixture, **options, **together)
+        else:
+            base = measure(model, tokenizer, mixture, references=True, **options, **together)
+            scores = compare(mixture, base, base)
+    effects = None
+    if settings.attack:
+        rows = 2 * len(attacks("", "")) * sum(len(rows) for _, rows in attacked)
+        with progress(rows, 0, "attack", "row") as bar:
+            effects = measure_attacks(model, tokenizer, attacked, on_rows=bar.update, **options)
+    if rank() > 0:
+        return
+    about = {
+        **provenance(sys.argv, resolve(shipped(run.model)), mixture),
+        "directory": settings.adapter,
+        "date": run.date,
+        "device": settings.device,
+        "shots": settings.shots,
+        "processes": size(),
+        "evaluate_seconds": round(time.time() - started, 1),
+    }
+    report = build_report(
+        scores,
+        model=run.model,
+        adapter=adapter_hash(settings.adapter) if settings.adapter else None,
+        seed=run.seed,
+        epsilon=run.epsilon,
+        run=about,
+        leakage=leakage,
+        attacks=effects,
+    )
+    if settings.out:
+        Path(settings.out).mkdir(parents=True, exist_ok=True)
+        write_report(report, settings.out, scores)
     if effects:
         print(f"\n{attack_lines(report)}")
-    if settings.adapter:
-        print("\n".join(["", table(report), "", *reading(report), verdict_line(report)]))
-    else:
-        print(f"\n{base_table(report)}")
+    print("\n".join(["", table(report), "", *reading(report), verdict_line(report)]))
 
 
-def score(settings: Settings) -> None:
+def score(settings: Settings, device: str) -> None:
     """Rows of files or a pipe -> a line of JSON each."""
     task, files = named_task(settings.task), input_files(settings.score)
-    device, P = start(settings.device), settings.threshold
+    P = settings.threshold
     options = {"resume": settings.resume, "overwrite": settings.overwrite}
     if settings.out:
         from_first(lambda: refuse_existing(Path(settings.out), **options))
@@ -142,21 +140,21 @@ def score(settings: Settings) -> None:
             bar.write(f"{settings.out}: these scores are finished", file=sys.stderr)
 
 
-def calibrate(settings: Settings) -> None:
+def calibrate(settings: Settings, device: str) -> None:
     """A threshold for one task, stored beside the adapter."""
     task = named_task(settings.calibrate)
     if not settings.overwrite:
         refuse_calibrated(settings.adapter, task)
-    monitor = load_monitor(settings, task, start(settings.device), 0.0)  # whatever an old one was
+    monitor = load_monitor(settings, task, device, 0.0)  # whatever an old one was
     options = {"fpr": settings.fpr, "fit": settings.temperature}
     with progress(None, 0, "calibrate", "row") as bar:
         lines = calibrate_run(monitor, settings.adapter, on_rows=bar.update, **options)
     print(lines)
 
 
-def merge(settings: Settings) -> None:
-    run = run_settings(settings.adapter, **settings.changes())
-    model, _ = load_run(settings.adapter, run, device=settings.device, any_base=settings.any_base)
+def merge(settings: Settings, device: str) -> None:
+    run = run_settings(settings.adapter, **changes(settings))
+    model, _ = load_run(settings.adapter, run, device=device, any_base=settings.any_base)
     save_model(merge_lora(model), settings.merge_to, like=resolve(shipped(run.model)))
     print(f"merged checkpoint in {settings.merge_to}")
 
@@ -172,8 +170,13 @@ def load_monitor(settings: Settings, task, device: str, threshold: float | None)
         threshold=threshold,
         any_base=settings.any_base,
         sharded=settings.shard,
-        **settings.changes(),
+        **changes(settings),
     )
+
+
+def changes(settings: Settings) -> dict:
+    """What the command line says in place of the run's settings.json."""
+    return {field.name: getattr(settings, field.name, None) for field in fields(RunSettings)}
 
 
 def trained_conversations(run, mixture) -> list:
@@ -181,18 +184,6 @@ def trained_conversations(run, mixture) -> list:
     if schedule_of(mixture.instruct, run.instruct) == "none" or mixture.instruct is None:
         return []
     return load_conversations(mixture.instruct.path)
-
-
-def base_table(report: dict) -> str:
-    """Of a base alone: a line a split, and one a group of it."""
-    rows, keys = [], ("performance", "auroc", "tpr_at_5pct_fpr", "label_mass")
-    for split, part in report["splits"].items():
-        parts = {split: part["mean"]}
-        parts |= {f"{split} / {group}": found for group, found in part["groups"].items()}
-        for name, found in parts.items():
-            numbers = [found["base"].get(key) for key in keys]
-            rows.append([name, *map(number, [*numbers, found["chance"]])])
-    return grid(["base alone", "performance", "AUROC", "TPR at 5%", "label mass", "chance"], rows)
 
 
 if __name__ == "__main__":

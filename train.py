@@ -48,8 +48,8 @@ from minimon.tokenizer import load_tokenizer
 
 
 def main(settings: Settings) -> int:
-    settings = with_recipe(settings)
     device = start(settings.device)
+    settings = with_recipe(settings)
     if settings.show:
         print(show(settings, device))
         return 0
@@ -88,8 +88,6 @@ def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
         add_lora(model, settings.r, settings.lora_alpha, "all-linear")
     model.gradient_checkpointing, model.compiled = settings.gradient_checkpointing, settings.compile
     adapter = adapter_tensors(model)
-    for tensor in adapter.values():
-        tensor.requires_grad_(True)
 
     # optimizer
     decay = settings.weight_decay
@@ -98,17 +96,15 @@ def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
     done = run.load_state(adapter, optimizer)
     say_what_is_trained(settings, run, model, done, label_report)
 
-    # loop: the gradient of the mean over a step's groups of rows, each group under one prompt
+    # loop: a step is groups of rows, each under one prompt; its loss is the mean over all rows
     batch_tokens, validated = pass_tokens(model, settings.batch_tokens), validation_rows(mixture)
     options = {"limit": limit, "batch_tokens": settings.batch_tokens}
     before = {} if done else validate(model, tokenizer, validated, **options)
     with StopSignals() as stop, progress(len(steps), done, "train", "step") as bar:
         for groups, lr in steps[done:]:
             if settings.stop_early and no_longer_falls(run.lines):
-                bar.write(
-                    f"stopped early, after {done} of {len(steps)} steps: the validation loss no longer falls",
-                    sys.stderr,
-                )
+                early = f"stopped early, after {done} of {len(steps)} steps"
+                bar.write(f"{early}: the validation loss no longer falls", sys.stderr)
                 break
             share, passes = own_share(groups, [group.characters for group in groups]), 0
             if settings.shard:  # every process holds a piece of the base, so all take equally many passes
@@ -141,18 +137,18 @@ def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
             done += 1
 
             is_measured = done % settings.save_every == 0 or done == len(steps)
+            line = {"step": done, **losses, "lr": lr, "grad_norm": norm, "seconds": time.time() - started}
+            line |= {"tokens": int(sums["tokens"]), "rows_cut": int(sums["rows_cut"])}
             if is_measured:
-                losses |= validate(model, tokenizer, validated, **options)
-            line = {name: round(value, 6) for name, value in {**losses, "grad_norm": norm}.items()}
-            line |= {"lr": lr, "tokens": int(sums["tokens"]), "rows_cut": int(sums["rows_cut"])}
-            if done == 1 and before:
-                line["validation_loss_before"] = round(before["validation_loss"], 6)
-            run.log({"step": done, **line, "seconds": round(time.time() - started, 3)})
+                line |= validate(model, tokenizer, validated, **options)
+            if done == 1:
+                line |= {f"{name}_before": value for name, value in before.items()}
+            run.log(line)
             if (
                 is_measured or sums["stopping"]
             ):  # after its line in the log, which a resumed run cuts at the state
                 run.save_state(adapter, optimizer, done)
-            bar.set_postfix({name: f"{loss:.3f}" for name, loss in losses.items()})
+            bar.set_postfix(losses)
             bar.update()
             if sums["stopping"]:
                 stop.leave()
@@ -161,18 +157,14 @@ def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
     if rank() == 0:
         save_adapter(model, run.path, base=settings.model)
     trained = time.time()
-    sides = shared = None
-    if settings.base_scores:
-        about = [run.settings["dtype"], settings.device, run.settings["date"], settings.max_tokens]
-        shared = BaseScores(settings.base_scores, mixture, [source["base"], about])
-        sides = from_first(shared.sides)
+    about = [run.settings["dtype"], settings.device, run.settings["date"], settings.max_tokens]
+    shared = BaseScores(settings.base_scores, mixture, [source["base"], about])
     with progress(evaluation_rows(mixture), 0, "evaluate", "row") as bar:
         together = {"each": dealing(model), "on_rows": count_rows(bar, model)}
-        scores = evaluate(model, tokenizer, mixture, base=sides, **options, **together)
+        scores = evaluate(model, tokenizer, mixture, base=from_first(shared.sides), **options, **together)
     if rank() > 0:
         return
-    if shared:
-        shared.save(scores)
+    shared.save(scores)
     row_count = sum(map(len, rows.values()))
     report = build_report(
         scores,

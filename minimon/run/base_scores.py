@@ -19,9 +19,9 @@ class BaseScores:
     "label_mass" (n,), "well_formed" (n,), log-odds of a reference (n, N) ..."""
 
     def __init__(self, path, mixture, about):
-        """about: whatever scores depend on beside the mixture, as JSON."""
-        self.path, self.keys = Path(path), {}  # split -> the key of each of its tasks, in order
-        for split in mixture.splits:
+        """path: None to keep nothing. about: whatever scores depend on beside the mixture, as JSON."""
+        self.path, self.keys = path, {}  # split -> the key of each of its tasks, in order
+        for split in mixture.splits if path else ():
             self.keys[split] = []
             for task in mixture.split_tasks(split):
                 asked = [split, task.prompt, task.prompt_position, list(task.labels)]
@@ -32,11 +32,13 @@ class BaseScores:
     def sides(self) -> dict[str, list[dict | None]]:
         """Split -> the side of each task in order, None where it is not computed yet: `base` of
         evaluate.evaluate."""
-        saved = read_sides(self.path)
+        saved = read_sides(self.path) if self.path else {}
         return {split: [saved.get(key) for key in keys] for split, keys in self.keys.items()}
 
     def save(self, scores: dict) -> None:
         """What evaluate gave, {split: {group: [Scores]}}, beside what is in the file by now; by one rename."""
+        if not self.path:
+            return
         saved = read_sides(self.path)
         before = len(saved)
         for split, groups in scores.items():
@@ -52,9 +54,9 @@ class BaseScores:
         write_tensors(self.path, tensors)
 
 
-def read_sides(path: Path) -> dict[str, dict[str, np.ndarray]]:
+def read_sides(path) -> dict[str, dict[str, np.ndarray]]:
     sides = {}
-    if path.exists():
+    if Path(path).exists():
         with open_tensors(path) as file:
             for name in file.keys():
                 key, _, part = name.partition(".")

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from minimon.run.processes import is_lost_process, leave, rank, speaks
+from minimon.run.processes import is_lost_process, leave, rank, say_once
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LONGEST = 1500  # characters of an error message: what a user wrote into a file may be longer
@@ -144,7 +144,7 @@ def one_line_errors(to_go_on: str = "the same command"):
         raise SystemExit(141) from None
     except KeyboardInterrupt as error:
         number = error.args[0] if error.args else signal.SIGINT
-        write_once(f"\nstopped; to go on: {to_go_on}\n")
+        say_once(f"\nstopped; to go on: {to_go_on}\n")
         raise SystemExit(128 + number) from None
     except (ValueError, OSError, RuntimeError) as error:
         is_lost = is_lost_process(error)
@@ -152,17 +152,11 @@ def one_line_errors(to_go_on: str = "the same command"):
         if is_bug or os.environ.get("MINIMON_TRACEBACK"):
             raise
         ended = f"another process of this run has ended; to go on from what is saved: {to_go_on}"
-        write_once(f"error: {ended if is_lost else one_line(error)}\n")
+        say_once(f"error: {ended if is_lost else one_line(error)}\n")
         raise SystemExit(2) from None
     finally:
         RECEIVED.clear()
         leave()
-
-
-def write_once(text: str) -> None:
-    """To stderr, by one of the run's processes."""
-    if speaks():
-        sys.stderr.write(text)
 
 
 def one_line(error) -> str:

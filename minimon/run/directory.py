@@ -137,7 +137,9 @@ class RunDirectory:
         write_json(self.path / SETTINGS, self.settings)
 
     def log(self, line: dict) -> None:
-        """One more line of log.jsonl, whose numbers also go into TensorBoard's event files if asked for."""
+        """One more line of log.jsonl, to six digits; its numbers also go into TensorBoard's event files if asked
+        for."""
+        line = {name: float(f"{n:.6g}") if isinstance(n, float) else n for name, n in line.items()}
         self.lines.append(line)
         if rank() > 0:
             return

@@ -28,7 +28,7 @@ def start(device: str) -> str:
     its own.
 
     What all but the first write to standard output goes nowhere."""
-    if launched() == 1 or dist.is_initialized():
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         return device
     backend = "gloo"
     if device.startswith("cuda"):  # pragma: no cover
@@ -42,11 +42,6 @@ def start(device: str) -> str:
     if rank() > 0:
         sys.stdout = open(os.devnull, "w")
     return device
-
-
-def launched() -> int:
-    """Processes that torchrun started, joined or not."""
-    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def leave() -> None:
@@ -68,15 +63,14 @@ def is_lost_process(error: Exception) -> bool:
     return size() > 1 and isinstance(error, RuntimeError) and LOST.search(str(error)) is not None
 
 
-def speaks() -> bool:
-    """Whether this is the first process of the run to fail, by whatever it failed. The others need not say so
-    again."""
-    if size() == 1:
-        return True
+def say_once(text: str) -> None:
+    """To stderr, by the first process of the run that has such a last word. The others need not say it again."""
     try:
-        return dist.distributed_c10d._get_default_store().add("failed", 1) == 1
+        if size() > 1 and dist.distributed_c10d._get_default_store().add("said", 1) > 1:
+            return
     except RuntimeError:  # the store has gone with the process that kept it
-        return True
+        pass
+    sys.stderr.write(text)
 
 
 def from_first(work: Callable):
@@ -100,15 +94,11 @@ def from_first(work: Callable):
 
 
 def deal(costs: list[float]) -> list[list[int]]:
-    """Indices for each process, the dearest first to whom has least so far: about equal sums, the same on all
-    processes; a process may get none."""
-    shares = [[] for _ in range(size())]
-    sums = [0.0] * size()
-    for i in sorted(range(len(costs)), key=lambda i: -costs[i]):
-        least = sums.index(min(sums))
-        shares[least].append(i)
-        sums[least] += costs[i]
-    return [sorted(share) for share in shares]
+    """Indices for each process, the dearest first and turn about, as teams are picked: about equal sums, the
+    same on all processes; a process may get none."""
+    n = size()
+    order = sorted(range(len(costs)), key=lambda i: -costs[i])
+    return [sorted(order[i :: 2 * n] + order[2 * n - 1 - i :: 2 * n]) for i in range(n)]
 
 
 def own_share(items: list, costs: list[float]) -> list:
@@ -147,10 +137,9 @@ def dealing(model) -> Callable:
 def in_threads(work: Callable, items: list, model) -> list:
     """[work(item) ...]. A small model on a CPU leaves most of a second core idle, so each core takes an item
     of its own."""
-    threads = min(torch.get_num_threads(), CORES)
-    is_small = sum(p.numel() for p in model.parameters()) <= SMALL
-    is_on_cpu = not any(p.is_cuda for p in model.parameters())
-    if min(threads, len(items)) < 2 or not is_small or not is_on_cpu:
+    threads, weights = min(torch.get_num_threads(), CORES), list(model.parameters())
+    is_small = sum(p.numel() for p in weights) <= SMALL and weights[0].device.type == "cpu"
+    if min(threads, len(items)) < 2 or not is_small:
         return [work(item) for item in items]
     threads_of_one = torch.get_num_threads() // threads
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(threads_of_one,)) as pool:
@@ -172,19 +161,19 @@ def sum_gradients(parameters: list[torch.Tensor], numbers: dict[str, float]) -> 
     all; a parameter without a gradient adds zeros."""
     if size() == 1:
         return numbers
-    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    sums = gradients[0].new_tensor(list(numbers.values()))
-    whole = torch.cat([parameters_to_vector(gradients), sums])
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in parameters]
+    whole = torch.cat([parameters_to_vector(gradients), gradients[0].new_tensor(list(numbers.values()))])
     dist.all_reduce(whole)
     vector_to_parameters(whole, gradients)
-    for parameter, gradient in zip(parameters, gradients):
-        parameter.grad = gradient
     return dict(zip(numbers, whole[-len(numbers) :].tolist()))
 
 
 def shard(model, device: str) -> None:
-    """Spreads each block's weights over the processes (FSDP2). A block is gathered while it is at work, the
-    next one meanwhile, and given up after it, forward and backward. What is added later, as an adapter, stays
+    """Spreads each block's weights over the processes (FSDP2). A block is gathered while it is at work and
+    given up after it, forward and backward. What is added later, as an adapter, stays
     whole everywhere, and so do embedding, norm and head, which are moved to `device`."""
     from torch.distributed.fsdp import fully_shard  # takes a second to import
 
@@ -195,14 +184,11 @@ def shard(model, device: str) -> None:
     # no block changes a tensor in place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(torch.device(device).type, (size(),))
-    blocks = list(model.model.layers)
     whole = nn.ModuleList([model.model.embed_tokens, model.model.norm, model.lm_head]).to(device)
-    for block in blocks:
+    for block in model.model.layers:
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     # one root, so that the blocks share streams and order
     fully_shard(model, mesh=mesh, ignored_params=set(whole.parameters()))
-    for block, following in zip(blocks, blocks[1:]):
-        block.set_modules_to_forward_prefetch([following])
     # the first pass sets all up; outside of inference mode, whose tensors no backward pass may use
     with torch.no_grad():
         model(torch.zeros(1, 1, dtype=torch.long, device=device))

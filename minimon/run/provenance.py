@@ -69,8 +69,5 @@ def check_same(directory, record: dict, kinds, advice: str) -> None:
             raise ValueError(f"{path}: {kind}: expected a table of files, got {before!r}")
         changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
         if changed:
-            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-            names = ", ".join(changed[:3])
-            raise ValueError(
-                f"{path}: was trained with another {kind}: {names}{more} differ by sha256; {advice}"
-            )
+            names = ", ".join(changed[:3] + ["..."] * (len(changed) > 3))
+            raise ValueError(f"{path}: was trained with another {kind}: {names} differ by sha256; {advice}")

@@ -11,7 +11,7 @@ from pathlib import Path
 from minimon.files import resolve
 from minimon.hf.families import read_config
 from minimon.run.cli import check_device, check_numbers, check_output, setting, shipped
-from minimon.run.processes import launched
+from minimon.run.processes import size
 from minimon.tasks import SCHEDULES
 
 LABELS = ("gold", "self", "self-at-once")
@@ -90,17 +90,13 @@ def with_recipe(settings: TrainSettings) -> TrainSettings:
     if settings.quick:
         settings = replace(settings, **QUICK)
     check_training(settings)
-    recipe = SHIPPED
-    if settings.model != "data/base":
-        recipe = {**PRETRAINED, "lr": settings.lr or learning_rate(settings.model)}
+    recipe = SHIPPED if settings.model == "data/base" else PRETRAINED
+    if settings.lr is None and recipe is PRETRAINED:
+        width = read_config(resolve(shipped(settings.model))).hidden_size
+        lr = min(HIGHEST_LR, MEASURED_LR * MEASURED_WIDTH / width)
+        recipe = {**PRETRAINED, "lr": float(f"{lr:.1e}")}
     found = {name: value for name, value in recipe.items() if getattr(settings, name) is None}
     return replace(settings, **found)
-
-
-def learning_rate(model: str) -> float:
-    """Two digits: what suits a base of this width."""
-    width = read_config(resolve(shipped(model))).hidden_size
-    return float(f"{min(HIGHEST_LR, MEASURED_LR * MEASURED_WIDTH / width):.1e}")
 
 
 def with_steps(settings: TrainSettings, mixture) -> TrainSettings:
@@ -173,11 +169,6 @@ class EvalSettings:
     dtype: str | None = setting(None, "of the base; the run's own if not given", DTYPES)
     shard: bool = setting(False, "with torchrun: spread a base that one device cannot hold")
 
-    def changes(self, *more: str) -> dict:
-        """What the command line says in place of the run's settings.json."""
-        names = ("model", "mixture", "dtype", "batch_tokens", "max_tokens", *more)
-        return {name: getattr(self, name) for name in names}
-
 
 def check_evaluation(settings: EvalSettings) -> None:
     """Raises ValueError naming the flag."""
@@ -192,11 +183,11 @@ def check_evaluation(settings: EvalSettings) -> None:
         raise ValueError("--adapter: expected a run directory such as runs/default-seed0, got none")
     if settings.temperature and not settings.calibrate:
         raise ValueError("--temperature: expected --calibrate TASK beside it, got none")
-    if settings.merge_to and (settings.shard or launched() > 1):
+    if settings.merge_to and (settings.shard or size() > 1):
         raise ValueError(
             "--merge-to: expected one process and no --shard, got more; start it without torchrun"
         )
-    if settings.score == "-" and (settings.resume or launched() > 1):
+    if settings.score == "-" and (settings.resume or size() > 1):
         raise ValueError(
             "--score -: expected one process and no --resume, since a pipe is read once; give a file"
         )

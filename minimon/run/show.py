@@ -3,7 +3,6 @@
 from minimon.batch import encode_row, row_limit, task_label_ids
 from minimon.checkpoint import load_model
 from minimon.evaluate import read
-from minimon.files import read_toml
 from minimon.run.cli import shipped
 from minimon.tasks import load_task
 from minimon.tokenizer import load_tokenizer
@@ -13,10 +12,6 @@ def show(settings, device: str) -> str:
     """One row of the task of --show as it is encoded: its text, its ids, the label tokens and their share of
     the probability under the base. settings: train.py's."""
     file, _, name = settings.show.partition("#")
-    if {"train", "eval"} & read_toml(shipped(file)).keys():
-        raise ValueError(
-            f"--show: expected a task file, got {file}, which is a mixture; name one of its tasks"
-        )
     task = load_task(shipped(file), name or None)
     model = load_model(shipped(settings.model), device=device)
     tokenizer = load_tokenizer(shipped(settings.model), date=settings.date)
