@@ -144,9 +144,7 @@ def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
             if done == 1:
                 line |= {f"{name}_before": value for name, value in before.items()}
             run.log(line)
-            if (
-                is_measured or sums["stopping"]
-            ):  # after its line in the log, which a resumed run cuts at the state
+            if is_measured or sums["stopping"]:  # after its line, since --resume cuts the log at the state
                 run.save_state(adapter, optimizer, done)
             bar.set_postfix(losses)
             bar.update()

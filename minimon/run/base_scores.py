@@ -49,8 +49,7 @@ class BaseScores:
             return
         tensors = {}
         for key, side in saved.items():
-            for name, values in side.items():
-                tensors[f"{key}.{name}"] = torch.from_numpy(np.ascontiguousarray(values))
+            tensors |= {f"{key}.{name}": torch.from_numpy(values) for name, values in side.items()}
         write_tensors(self.path, tensors)
 
 

@@ -60,6 +60,5 @@ class Children:
 
 def last_line(log) -> str:
     """Of a child's output: where it failed, what it says is wrong."""
-    lines = Path(log).read_text(encoding="utf-8", errors="replace").split("\n")
-    written = [line.strip() for line in lines if line.strip()]
-    return written[-1] if written else "no output"
+    text = Path(log).read_text(encoding="utf-8", errors="replace")
+    return text.strip().rpartition("\n")[2].strip() or "no output"

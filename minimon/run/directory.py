@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 from minimon.files import (
+    json_row,
     open_tensors,
     read_json,
-    read_jsonl,
+    read_text,
     tensor,
     write_json,
     write_tensors,
@@ -171,20 +172,18 @@ class RunDirectory:
         """Steps that are done, 0 for a new run: adapter and optimizer go back to the last save, and the log
         with them. The optimizer's parameters are the adapter's, in order."""
         path, log, step = self.path / STATE, self.path / LOG, 0
-        if self.status == "new":
-            return 0
-        if from_first(path.exists):
+        if path.exists():
             step = read_state(path, adapter, optimizer)
-        if from_first(log.exists):
-            self.lines = from_first(lambda: [line for _, line in read_jsonl(log)])[:step]
+        if log.exists():
+            lines = read_text(log).splitlines()[:step]  # what comes after may be half a line
+            self.lines = [json_row(line, log) for line in lines]
             if rank() == 0:
                 write_text(log, "".join(map(as_line, self.lines)))
         return step
 
     def finish(self) -> None:
-        """With its report the run is finished; its state is of no more use."""
-        if rank() == 0:
-            (self.path / STATE).unlink(missing_ok=True)
+        """With its report the run is finished; its state is of no more use. Of the first process alone."""
+        (self.path / STATE).unlink(missing_ok=True)
 
 
 def from_anywhere(name: str, value):
