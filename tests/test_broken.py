@@ -354,6 +354,9 @@ def test_a_saved_state_and_its_log(checkpoint, tmp_path):
     ]
     hold("state.safetensors", path, [*steps, *broken.tensor_cases(tensors)], load)
     hold("log.jsonl", tmp_path / "log.jsonl", broken.text_cases("{}\n" * 5), load)
+    (tmp_path / "log.jsonl").write_text("{}\n" * 3 + '{"step": 4, "lo')  # written when it was killed
+    load()
+    assert (tmp_path / "log.jsonl").read_text() == "{}\n" * 3
 
 
 def test_settings_json(checkpoint, adapter):

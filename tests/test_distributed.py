@@ -193,7 +193,8 @@ def test_shards_need_several_processes():
 
 def test_one_process_gets_what_it_gave():
     parameter = torch.nn.Parameter(torch.ones(2))
-    assert distributed.sum_gradients([parameter], [1.5, 3]) == [1.5, 3] and parameter.grad is None
+    sums = distributed.sum_gradients([parameter], {"loss": 1.5, "tokens": 3})
+    assert sums == {"loss": 1.5, "tokens": 3} and parameter.grad is None and distributed.gathered(5) == [5]
     assert distributed.start("cpu") == "cpu" and distributed.from_first(lambda: 5) == 5
     assert distributed.dealing(torch.nn.Linear(1, 1))(lambda i: -i, [1, 2]) == [-1, -2]
 

@@ -1,16 +1,15 @@
 """What train.py fills in where the command line leaves it open, and what it shows before and while it trains."""
 
-import importlib.util
 import sys
 import types
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 from small_world import settings
 
 import train
-from minimon.run.recipes import with_recipe, with_steps
-from minimon.run.tensorboard import event_writer
+from minimon.run.directory import RunDirectory
+from minimon.run.settings import with_recipe, with_steps
 from minimon.tasks import load_mixture
 
 
@@ -37,7 +36,7 @@ def test_the_shipped_base_and_another_have_recipes_of_their_own_and_what_is_give
 def test_the_learning_rate_falls_with_the_width(world, monkeypatch):
     def of_width(width):
         monkeypatch.setattr(
-            "minimon.run.recipes.read_config", lambda directory: types.SimpleNamespace(hidden_size=width)
+            "minimon.run.settings.read_config", lambda directory: types.SimpleNamespace(hidden_size=width)
         )
         return with_recipe(train.Settings(model=str(world / "base"))).lr
 
@@ -94,17 +93,13 @@ def test_splits_and_rows_bound_the_evaluation(world, tmp_path):
 def test_event_files_are_asked_for_by_name_and_refused_early_without_the_package(
     world, tmp_path, monkeypatch
 ):
-    find = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *more: None if name == "tensorboard" else find(name, *more)
-    )
+    monkeypatch.setattr("minimon.run.settings.find_spec", lambda name: None)
     with pytest.raises(ValueError, match="--tensorboard: .*pip install tensorboard"):
         train.main(settings(world, tmp_path / "x", tensorboard=True))
     assert not (tmp_path / "x").exists()
-    event_writer(tmp_path, False).add(1, {"loss": 1.0})
 
 
-def test_event_files_hold_the_numbers_of_the_log(tmp_path, monkeypatch):
+def test_event_files_hold_the_numbers_of_the_log(world, tmp_path, monkeypatch):
     written = []
 
     class SummaryWriter:
@@ -120,7 +115,14 @@ def test_event_files_hold_the_numbers_of_the_log(tmp_path, monkeypatch):
     monkeypatch.setitem(
         sys.modules, "torch.utils.tensorboard", types.SimpleNamespace(SummaryWriter=SummaryWriter)
     )
-    events = event_writer(tmp_path, True)
-    events.add(3, {"loss": 0.5, "lr": 0.1})
-    events.close()
-    assert written == [str(tmp_path), ("loss", 0.5, 3), ("lr", 0.1, 3), "closed"]
+    for out, tensorboard in (("without", False), ("with", True)):
+        with RunDirectory(asdict(settings(world, tmp_path / out, tensorboard=tensorboard))) as run:
+            run.log({"step": 3, "loss": 0.5, "lr": 0.1})
+        assert (tmp_path / out / "log.jsonl").read_text() == '{"step": 3, "loss": 0.5, "lr": 0.1}\n'
+    assert written == [
+        str(tmp_path / "with"),
+        ("step", 3, 3),
+        ("loss", 0.5, 3),
+        ("lr", 0.1, 3),
+        "closed",
+    ]

@@ -9,7 +9,6 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import train
 from minimon.metrics import Scores
-from minimon.run import cli, directory, load, memory
+from minimon.run import busy as busy_machine
+from minimon.run import cli, directory, memory
 from minimon.run.base_scores import BaseScores
 from minimon.run.children import Children, last_line
 from minimon.run.cli import check_device, check_output, peak_memory_gb
@@ -252,11 +252,11 @@ def test_paths_in_settings_hold_from_elsewhere(tmp_path, monkeypatch):
 
 def test_fused_adamw_finds_its_steps_beside_the_parameters_on_cuda_after_resuming():
     """With fake tensors, which need no GPU; on a CPU the step stays there."""
-    saved = {"w.step": torch.tensor(3.0), "w.exp_avg": torch.ones(2), "w.exp_avg_sq": torch.ones(2)}
+    saved = {0: {"step": torch.tensor(3.0), "exp_avg": torch.ones(2), "exp_avg_sq": torch.ones(2)}}
     with FakeTensorMode(allow_non_fake_inputs=True):
         parameter = torch.nn.Parameter(torch.empty(2, device="cuda"))
         optimizer = torch.optim.AdamW([parameter], fused=True)
-        load_moments(optimizer, {"w": parameter}, saved)
+        load_moments(optimizer, saved)
         state = optimizer.state[parameter]
         assert {value.device.type for value in state.values()} == {"cuda"} and state[
             "step"
@@ -265,7 +265,7 @@ def test_fused_adamw_finds_its_steps_beside_the_parameters_on_cuda_after_resumin
         optimizer.step()
     parameter = torch.nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.AdamW([parameter], fused=True)
-    load_moments(optimizer, {"w": parameter}, saved)
+    load_moments(optimizer, saved)
     assert optimizer.state[parameter]["step"].item() == 3.0 and optimizer.state[parameter][
         "exp_avg"
     ].tolist() == [1, 1]
@@ -323,44 +323,6 @@ def test_memory_is_that_of_the_device_that_did_the_work(monkeypatch):
 # ---- memory ----------------------------------------------------------------------------------------------------------
 
 
-def model_on(kind: str):
-    """As far as memory.py looks at a model: Qwen3-0.6B's sizes, in bf16."""
-    config = SimpleNamespace(
-        num_hidden_layers=28,
-        num_key_value_heads=8,
-        num_attention_heads=16,
-        head_dim=128,
-        hidden_size=1024,
-        intermediate_size=3072,
-    )
-    weight = SimpleNamespace(device=torch.device(kind), element_size=lambda: 2)
-    return SimpleNamespace(
-        config=config, lm_head=SimpleNamespace(weight=weight), gradient_checkpointing=False
-    )
-
-
-def test_a_pass_on_cuda_fits_what_is_free_and_in_training_what_is_kept_for_the_backward_pass(monkeypatch):
-    model = model_on("cuda")
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**30)
-    few = memory.pass_tokens(model)
-    assert 1 < few < memory.PASS_TOKENS["cuda"] and few * memory.activation_bytes(model) <= 2**29
-    assert memory.pass_tokens(model, training=True) == pytest.approx(few / 28, abs=1)
-    model.gradient_checkpointing = True
-    assert memory.pass_tokens(model, training=True) == few
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 2**40)
-    assert memory.pass_tokens(model) == memory.PASS_TOKENS["cuda"] and memory.pass_tokens(model, 100) == 100
-    monkeypatch.setattr(memory, "free_bytes", lambda device: 2)
-    assert memory.pass_tokens(model) == 1
-    assert memory.pass_tokens(model_on("cpu")) == memory.PASS_TOKENS["cpu"]
-
-
-def test_what_the_allocator_holds_without_a_use_counts_as_free(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
-    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 70)
-    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 20)
-    assert memory.free_bytes(torch.device("cuda")) == 150
-
-
 REUSE = """
 import resource, sys, torch
 from minimon.run.memory import keep_memory
@@ -401,13 +363,16 @@ def test_slow_steps_on_a_busy_machine_are_explained_once(monkeypatch, busy):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(os, "getloadavg", lambda: (6.0 if busy else 1.0, 0, 0))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    watch = load.LoadWatch()
+    watch = busy_machine.LoadWatch()
     lines = [
         watch.line(seconds, tokens)
         for seconds, tokens in ((1.0, 1000), (3.0, 3000), (1.5, 1000), (9.0, 1000), (9.0, 1000))
     ]
     assert [line is not None for line in lines] == [False, False, False, busy, False]
     assert not busy or "load 6.0 on 2 cores" in lines[3] and "OMP_NUM_THREADS=1" in lines[3]
+
+
+# ---- signals ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_signal_that_a_package_swallowed_stops_the_run_after_a_step():
@@ -503,28 +468,21 @@ def test_a_child_that_fails_is_quoted_and_after_the_end_none_starts(tmp_path):
 
 def test_scores_of_the_base_are_kept_by_all_that_they_depend_on(world, tmp_path):
     mixture, path = train.load_mixture(world / "m.toml"), tmp_path / "base.safetensors"
-    new = BaseScores(path, {"config.json": "sha256:1"}, ["float32", "cpu"])
-    assert {split: sides for split, sides in new.sides(mixture).items()} == {
-        split: [None] for split in mixture.splits
-    }
+    about = [{"config.json": "sha256:1"}, ["float32", "cpu"]]
+    new = BaseScores(path, mixture, about)
+    assert new.sides() == {split: [None] for split in mixture.splits}
     n, z = 4, np.array([[30.5, -30.5], [20.25, -20.25], [0, 0], [-50, 50]], dtype=np.float32)
     shares = {"base": {"label_mass": np.ones(n, dtype=np.float32)}, "adapter": {}}
     texts = np.array([str(i) for i in range(n)], dtype=object)
     of_task = Scores("new", "new", np.arange(n) % 2, texts, z, 2 * z, shares, {"empty": z / 2}, np.zeros(n))
-    new.add(mixture, {"new_domain": {"": [of_task]}})
-    new.save()
-    again = BaseScores(path, {"config.json": "sha256:1"}, ["float32", "cpu"]).sides(mixture)
+    new.save({"new_domain": {"": [of_task]}})
+    again = BaseScores(path, mixture, about).sides()
     (side,) = again["new_domain"]
-    assert (
-        set(side) == {"log_odds", "label_mass", "empty"}
-        and np.array_equal(side["log_odds"], z)
-        and again["thinking"] == [None]
-    )
-    for base, about in (
-        ({"config.json": "sha256:2"}, ["float32", "cpu"]),
-        ({"config.json": "sha256:1"}, ["bfloat16", "cpu"]),
-    ):
-        assert BaseScores(path, base, about).sides(mixture)["new_domain"] == [None]
+    assert set(side) == {"log_odds", "label_mass", "empty"} and np.array_equal(side["log_odds"], z)
+    assert again["thinking"] == [None]
+    for base, precision in (("sha256:2", "float32"), ("sha256:1", "bfloat16")):
+        other = BaseScores(path, mixture, [{"config.json": base}, [precision, "cpu"]])
+        assert other.sides()["new_domain"] == [None]
 
 
 def test_a_second_run_takes_the_bases_scores_and_reports_the_same(world, tmp_path, monkeypatch):

@@ -610,7 +610,7 @@ def test_rows_that_were_trained_on_are_not_calibrated_on_whatever_file_they_come
         (dict(threshold=2.0, score="in.jsonl", task="t.toml"), "--threshold"),
         (dict(calibrate="t.toml", fpr=0.001), "test rows: .*at least 999 negatives"),
         (dict(score="none.jsonl", task="t.toml"), "none.jsonl"),
-        (dict(calibrate="t.toml", fpr=5.0), "--fpr: expected a rate between 0 and 1, got 5"),
+        (dict(calibrate="t.toml", fpr=5.0), "--fpr: expected a number in .0, 1., got 5"),
         (dict(score="-", task="t.toml", resume=True), "no --resume"),
     ],
 )

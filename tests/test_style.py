@@ -37,7 +37,6 @@ EXTRAS = {  # packages that one file alone imports
         "pydantic",
     },  # anyio comes with inspect_ai
     "serve/inspect_scorer.py": {"anyio", "inspect_ai"},
-    "run/tensorboard.py": {"tensorboard"},
 }
 
 

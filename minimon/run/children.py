@@ -32,17 +32,21 @@ class Children:
         return self
 
     def __exit__(self, *error):
-        self.stop()
+        """SIGTERM to all, with which a run of train.py saves its state; then they are waited for."""
+        self.is_closed = True
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            process.wait()
 
     def run(self, command: list[str], log, env: dict[str, str] | None = None) -> int:
         """The exit code of a command, negative for a signal; all its output goes into the file `log`. env:
         beside this one's."""
         if self.is_closed:
             return -signal.SIGTERM
-        launcher = [sys.executable, "-c", LAUNCHER, str(os.getpid())]
         with open(log, "w", encoding="utf-8") as output:
             process = subprocess.Popen(
-                [*launcher, *command],
+                [sys.executable, "-c", LAUNCHER, str(os.getpid()), *command],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -51,22 +55,10 @@ class Children:
         self.processes.append(process)
         if self.is_closed:  # meanwhile
             process.terminate()
-        code = process.wait()
-        self.processes.remove(process)
-        return code
-
-    def stop(self) -> None:
-        """SIGTERM to all, with which a run of train.py saves its state; then they are waited for."""
-        self.is_closed = True
-        running = list(self.processes)
-        for process in running:
-            process.terminate()
-        for process in running:
-            process.wait()
+        return process.wait()
 
 
 def last_line(log) -> str:
     """Of a child's output: where it failed, what it says is wrong."""
-    lines = Path(log).read_text(encoding="utf-8", errors="replace").split("\n")
-    written = [line.strip() for line in lines if line.strip()]
-    return written[-1] if written else "no output"
+    text = Path(log).read_text(encoding="utf-8", errors="replace")
+    return text.strip().rpartition("\n")[2].strip() or "no output"

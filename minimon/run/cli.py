@@ -2,36 +2,42 @@
 with exit code 2."""
 
 import argparse
-import dataclasses
 import os
 import re
 import resource
-import shutil
 import signal
 import sys
-import types
 import typing
 from contextlib import contextmanager
+from dataclasses import field, fields
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from minimon.run.processes import is_lost_process, leave, rank, speaks
+from minimon.run.processes import is_lost_process, leave, rank, say_once
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 LONGEST = 1500  # characters of an error message: what a user wrote into a file may be longer
 
 
-def setting(default, help: str, choices=None):
-    """A dataclass field that is a flag: its name with dashes (from_ is --from), its type from the annotation;
-    None means off."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+# ---- settings -----------------------------------------------------------------------------------------
+
+
+def setting(default, help: str, among=None):
+    """A dataclass field that is a flag: its name with dashes, its type from the annotation; None means off.
+
+    among: the words to choose from, or an interval of numbers as "(0, 1]", see check_numbers."""
+    return field(default=default, metadata={"help": help, "among": among})
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str):
-        self.exit(2, f"error: {one_line(ValueError(message))}; --help lists what there is\n")
+        self.exit(2, f"error: {one_line(message)}; --help lists what there is\n")
 
 
 def parse(settings: type, argv: list[str] | None = None, description: str | None = None):
@@ -41,27 +47,32 @@ def parse(settings: type, argv: list[str] | None = None, description: str | None
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    annotations = typing.get_type_hints(settings)
-    for field in dataclasses.fields(settings):
-        flag = "--" + field.name.rstrip("_").replace("_", "-")
-        options = {"dest": field.name, "help": field.metadata["help"]}
-        kind = annotations[field.name]
+    kinds = typing.get_type_hints(settings)
+    for option in fields(settings):
+        kind, among, help = kinds[option.name], option.metadata["among"], option.metadata["help"]
         if kind is bool:
-            parser.add_argument(flag, action="store_true", **options)
+            parser.add_argument(flag(option.name), action="store_true", help=help)
             continue
-        if isinstance(kind, types.UnionType):  # int | None
-            kind = typing.get_args(kind)[0]
-        choices = field.metadata["choices"]
-        parser.add_argument(flag, type=kind, default=field.default, choices=choices, **options)
+        parser.add_argument(
+            flag(option.name),
+            type=next(iter(typing.get_args(kind)), kind),  # of int | None: int
+            default=option.default,
+            choices=None if isinstance(among, str) else among,
+            help=help,
+        )
     return settings(**vars(parser.parse_args(argv)))
 
 
-def shipped(path: str) -> str:
-    """Paths are relative to where you are; what the repository ships under data/ is also found from
-    elsewhere."""
-    if path.startswith("data/") and not Path(path).exists():
-        return str(ROOT / path)
-    return path
+def check_numbers(settings) -> None:
+    """Raises ValueError naming the flag of a number outside of its interval."""
+    for option in fields(settings):
+        value, interval = getattr(settings, option.name), option.metadata["among"]
+        if value is None or not isinstance(interval, str):
+            continue
+        low, high = map(float, interval[1:-1].split(","))
+        is_end = (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")
+        if not low < value < high and not is_end:
+            raise ValueError(f"{flag(option.name)}: expected a number in {interval}, got {value:g}")
 
 
 def check_device(device: str) -> None:
@@ -88,6 +99,22 @@ def check_output(path, overwrite: bool, flag: str = "--out") -> None:
         )
 
 
+def shipped(path: str) -> str:
+    """Paths are relative to where you are; what the repository ships under data/ is also found from
+    elsewhere."""
+    if path.startswith("data/") and not Path(path).exists():
+        return str(ROOT / path)
+    return path
+
+
+# ---- while a script is at work ------------------------------------------------------------------------
+
+
+def progress(total: int | None, initial: int, name: str, unit: str):
+    """A bar on stderr, drawn by the first process alone; standard output is for what is piped on."""
+    return tqdm(total=total, initial=initial, desc=name, unit=unit, mininterval=0.5, disable=rank() > 0)
+
+
 def peak_memory_gb(device: str = "cpu") -> float:
     """The most memory in use so far, in GiB: what PyTorch took of a CUDA device, or what this process took of
     the host."""
@@ -95,19 +122,6 @@ def peak_memory_gb(device: str = "cpu") -> float:
         return round(torch.cuda.max_memory_allocated(device) / 2**30, 2)
     unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, kilobytes elsewhere
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 2)
-
-
-def progress(total: int | None, initial: int, name: str, unit: str):
-    """A bar on stderr, drawn by the first process alone; standard output is for what is piped on."""
-    return tqdm(
-        total=total,
-        initial=initial,
-        desc=name,
-        unit=unit,
-        ncols=min(100, shutil.get_terminal_size().columns),
-        mininterval=0.5,
-        disable=rank() > 0,
-    )
 
 
 # ---- how a script ends --------------------------------------------------------------------------------
@@ -130,30 +144,22 @@ def one_line_errors(to_go_on: str = "the same command"):
         raise SystemExit(141) from None
     except KeyboardInterrupt as error:
         number = error.args[0] if error.args else signal.SIGINT
-        write_once(f"\nstopped; to go on: {to_go_on}\n")
+        say_once(f"\nstopped; to go on: {to_go_on}\n")
         raise SystemExit(128 + number) from None
-    except (ValueError, OSError) as error:
-        if os.environ.get("MINIMON_TRACEBACK"):
+    except (ValueError, OSError, RuntimeError) as error:
+        is_lost = is_lost_process(error)
+        is_bug = isinstance(error, RuntimeError) and not is_lost
+        if is_bug or os.environ.get("MINIMON_TRACEBACK"):
             raise
-        write_once(f"error: {one_line(error)}\n")
-        raise SystemExit(2) from None
-    except RuntimeError as error:
-        if os.environ.get("MINIMON_TRACEBACK") or not is_lost_process(error):
-            raise
-        write_once(f"error: another process of this run has ended; to go on from what is saved: {to_go_on}\n")
+        ended = f"another process of this run has ended; to go on from what is saved: {to_go_on}"
+        say_once(f"error: {ended if is_lost else one_line(error)}\n")
         raise SystemExit(2) from None
     finally:
         RECEIVED.clear()
         leave()
 
 
-def write_once(text: str) -> None:
-    """To stderr, by one of the run's processes."""
-    if speaks():
-        sys.stderr.write(text)
-
-
-def one_line(error: Exception) -> str:
+def one_line(error) -> str:
     text = " ".join(str(error).split())
     if len(text) <= LONGEST:
         return text
@@ -175,14 +181,8 @@ class StopSignals:
     The signal is answered at once with a line that says so; a second one does not wait and raises
     KeyboardInterrupt there, as any signal does outside of the block."""
 
-    def __init__(self, waits_for: str = "this step"):
-        self.waits_for = waits_for
-        self.number = None  # of the signal that came
-
     def __enter__(self):
-        self.number = (
-            RECEIVED[-1] if RECEIVED else None
-        )  # it came before and was swallowed: stop after one step
+        self.number = RECEIVED[-1] if RECEIVED else None  # one that was swallowed: stop after a step
         self.before = {
             number: signal.signal(number, self.receive) for number in (signal.SIGINT, signal.SIGTERM)
         }
@@ -197,11 +197,11 @@ class StopSignals:
         return self.number is not None
 
     def receive(self, number, frame):
-        if self.number is not None:
+        if self:
             interrupt(number, frame)
         self.number = number
         if rank() == 0:
-            line = f"\nstopping after {self.waits_for}, which is then saved; a second signal does not wait\n"
+            line = "\nstopping after this step, which is then saved; a second signal does not wait\n"
             os.write(2, line.encode())  # a handler may come amid another write to sys.stderr
 
     def leave(self):

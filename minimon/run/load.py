@@ -1,32 +1,15 @@
-"""Whether a busy machine is why steps are slow."""
-
-import os
+"""The base as a run's settings ask for it."""
 
 import torch
 
-SLOW = 3.0  # times what the fastest step took a token
-LONG = 1.0  # seconds; nobody waits for shorter steps
-BUSY = 1.5  # processes that want to run, a core
+from minimon.checkpoint import default_dtype, load_model
+from minimon.run.processes import shard
 
 
-class LoadWatch:
-    """Looks at the time of each step; where steps have become slow on a busy machine it says so, once."""
-
-    def __init__(self):
-        self.fastest = float("inf")
-        self.has_spoken = False
-
-    def line(self, seconds: float, tokens: int) -> str | None:
-        """After a step of so many tokens: a line for a person, or None."""
-        a_token = seconds / max(tokens, 1)
-        self.fastest = min(self.fastest, a_token)
-        if self.has_spoken or seconds < LONG or a_token < SLOW * self.fastest:
-            return None
-        load, cores = os.getloadavg()[0], os.cpu_count() or 1
-        if load < BUSY * cores:
-            return None
-        self.has_spoken = True
-        advice = ""
-        if torch.get_num_threads() > 1:
-            advice = "; if it stays so, OMP_NUM_THREADS=1 is faster: threads do not wait for each other then"
-        return f"steps are slow since the machine is busy: load {load:.1f} on {cores} cores{advice}"
+def load_base(directory, *, dtype: str | None, device: str, sharded: bool = False):
+    """dtype: None for what the device does fast. sharded: over torchrun's processes, from the host's memory."""
+    dtype = getattr(torch, dtype) if dtype else default_dtype(directory, device)
+    model = load_model(directory, dtype=dtype, device="cpu" if sharded else device)
+    if sharded:
+        shard(model, device)
+    return model

@@ -1,41 +1,16 @@
-"""Memory: passes that fit what is free on CUDA, and freed memory that a CPU process keeps for its next
-tensors."""
+"""Memory: how much a pass may take, and freed memory that a CPU process keeps for its next tensors."""
 
 import ctypes
 import sys
-
-import torch
 
 PASS_TOKENS = {"cpu": 2048, "cuda": 65536}  # of a pass at most: larger ones gain nothing
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
-def pass_tokens(model, given: int | None = None, training: bool = False) -> int:
-    """Tokens of a pass: `given`, or what half of the memory that is free on CUDA holds, if less than usual.
-    In training the activations of all blocks are kept, unless each block is recomputed.
-
-    The keys and values of a prefix that stand before each text are not counted."""
-    device = model.lm_head.weight.device
-    if given or device.type != "cuda":
-        return given or PASS_TOKENS["cpu"]
-    keeps_all = training and not model.gradient_checkpointing
-    of_one_token = activation_bytes(model) * (model.config.num_hidden_layers if keeps_all else 1)
-    return max(1, min(PASS_TOKENS["cuda"], free_bytes(device) // 2 // of_one_token))
-
-
-def free_bytes(device) -> int:
-    """Of a CUDA device: what nobody uses, and what PyTorch's allocator holds without a use."""
-    free, _ = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
-def activation_bytes(model) -> int:
-    """Of one token's activations in one block, about."""
-    config = model.config
-    heads = (config.num_attention_heads + 2 * config.num_key_value_heads) * config.head_dim
-    in_dtype = 4 * config.hidden_size + 2 * heads + 3 * config.intermediate_size
-    in_fp32 = 3 * (config.hidden_size + max(config.intermediate_size, heads))  # norms and the adapter
-    return in_dtype * model.lm_head.weight.element_size() + 4 * in_fp32
+def pass_tokens(model, given: int | None = None) -> int:
+    """Tokens of a training pass: `given`, or as many as gain something. Where CUDA holds less, steps.training_step
+    finds out and takes smaller ones."""
+    return given or PASS_TOKENS[model.lm_head.weight.device.type]
 
 
 def keep_memory() -> None:

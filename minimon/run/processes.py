@@ -5,9 +5,10 @@ Every process holds the same adapter and takes the same steps; the first (rank 0
 gloo carries what lies on a CPU, NCCL what lies on CUDA. With one process all of this is the identity."""
 
 import os
+import re
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -15,16 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 SMALL = 10_000_000  # parameters of a model whose operations are too short to share among cores
 CORES = 4  # about as many as one interpreter keeps busy with such a model
-LOSS_OF_A_PROCESS = (
-    "gloo",
-    "nccl",
-    "connection closed",
-    "connection reset",
-    "broken pipe",
-)  # in the text of an error
+LOST = re.compile("gloo|nccl|connection closed|connection reset|broken pipe", re.I)  # in the text of an error
 
 
 def start(device: str) -> str:
@@ -32,7 +28,7 @@ def start(device: str) -> str:
     its own.
 
     What all but the first write to standard output goes nowhere."""
-    if launched() == 1 or dist.is_initialized():
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or dist.is_initialized():
         return device
     backend = "gloo"
     if device.startswith("cuda"):  # pragma: no cover
@@ -48,11 +44,6 @@ def start(device: str) -> str:
     return device
 
 
-def launched() -> int:
-    """Processes that torchrun started, joined or not."""
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
 def leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -66,34 +57,32 @@ def size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_lost_process(error: RuntimeError) -> bool:
+def is_lost_process(error: Exception) -> bool:
     """Whether an error says that another process has gone: gloo and NCCL have no exception of their own for
     it."""
-    text = str(error).lower()
-    return size() > 1 and any(words in text for words in LOSS_OF_A_PROCESS)
+    return size() > 1 and isinstance(error, RuntimeError) and LOST.search(str(error)) is not None
 
 
-def speaks() -> bool:
-    """Whether this is the first process of the run to fail, by whatever it failed. The others need not say so
-    again."""
-    if size() == 1:
-        return True
+def say_once(text: str) -> None:
+    """To stderr, by the first process of the run that has such a last word. The others need not say it again."""
     try:
-        return dist.distributed_c10d._get_default_store().add("failed", 1) == 1
+        if size() > 1 and dist.distributed_c10d._get_default_store().add("said", 1) > 1:
+            return
     except RuntimeError:  # the store has gone with the process that kept it
-        return True
+        pass
+    sys.stderr.write(text)
 
 
 def from_first(work: Callable):
     """What work() returns, or raises, on the first process: on all of them."""
     if size() == 1:
         return work()
-    answer = [None, None]  # result, error
+    answer = [None, None]
     if rank() == 0:
         try:
-            answer[0] = work()
+            answer = [work(), None]
         except (ValueError, OSError, KeyboardInterrupt) as error:
-            answer[1] = error
+            answer = [None, error]
     dist.broadcast_object_list(answer)
     result, error = answer
     if error is not None:
@@ -105,15 +94,25 @@ def from_first(work: Callable):
 
 
 def deal(costs: list[float]) -> list[list[int]]:
-    """Indices for each process, the dearest first to whom has least so far: about equal sums, the same on all
-    processes; a process may get none."""
-    shares = [[] for _ in range(size())]
-    sums = [0.0] * size()
-    for i in sorted(range(len(costs)), key=lambda i: (-costs[i], i)):
-        least = sums.index(min(sums))
-        shares[least].append(i)
-        sums[least] += costs[i]
-    return [sorted(share) for share in shares]
+    """Indices for each process, the dearest first and turn about, as teams are picked: about equal sums, the
+    same on all processes; a process may get none."""
+    n = size()
+    order = sorted(range(len(costs)), key=lambda i: -costs[i])
+    return [sorted(order[i :: 2 * n] + order[2 * n - 1 - i :: 2 * n]) for i in range(n)]
+
+
+def own_share(items: list, costs: list[float]) -> list:
+    """Of items that are dealt out, those of this process."""
+    return [items[i] for i in deal(costs)[rank()]]
+
+
+def gathered(value) -> list:
+    """Every process's value, on all of them."""
+    values = [value]
+    if size() > 1:
+        values = [None] * size()
+        dist.all_gather_object(values, value)
+    return values
 
 
 def length_of_ids(item) -> int:
@@ -129,14 +128,12 @@ def dealing(model, cost: Callable = length_of_ids) -> Callable:
     def each(work: Callable, items: list) -> list:
         if size() == 1 or getattr(model, "sharded", False):
             return in_threads(work, items, model)
-        share = deal([cost(item) for item in items])[rank()]
-        results = in_threads(work, [items[i] for i in share], model)
-        gathered = [None] * size()
-        dist.all_gather_object(gathered, dict(zip(share, results)))
-        by_index = {}
-        for part in gathered:
-            by_index |= part
-        return [by_index[i] for i in range(len(items))]
+        costs, results = [cost(item) for item in items], [None] * len(items)
+        parts = gathered(in_threads(work, own_share(items, costs), model))
+        for share, part in zip(deal(costs), parts):
+            for i, result in zip(share, part):
+                results[i] = result
+        return results
 
     return each
 
@@ -144,10 +141,9 @@ def dealing(model, cost: Callable = length_of_ids) -> Callable:
 def in_threads(work: Callable, items: list, model) -> list:
     """[work(item) ...]. A small model on a CPU leaves most of a second core idle, so each core takes an item
     of its own."""
-    threads = min(torch.get_num_threads(), CORES)
-    is_small = sum(p.numel() for p in model.parameters()) <= SMALL
-    is_on_cpu = not any(p.is_cuda for p in model.parameters())
-    if min(threads, len(items)) < 2 or not is_small or not is_on_cpu:
+    threads, weights = min(torch.get_num_threads(), CORES), list(model.parameters())
+    is_small = sum(p.numel() for p in weights) <= SMALL and weights[0].device.type == "cpu"
+    if min(threads, len(items)) < 2 or not is_small:
         return [work(item) for item in items]
     threads_of_one = torch.get_num_threads() // threads
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(threads_of_one,)) as pool:
@@ -158,40 +154,30 @@ def count_rows(bar, model) -> Callable:
     """on_rows(n) for a progress bar, which counts for the other processes as well; with shards all work on
     the same rows."""
     of_each = 1 if getattr(model, "sharded", False) else size()
-
-    def on_rows(count: int) -> None:
-        bar.update(count * of_each if bar.total is None else min(count * of_each, bar.total - bar.n))
-
-    return on_rows
+    return lambda count: bar.update(min(count * of_each, bar.total - bar.n))
 
 
 # ---- tensors ------------------------------------------------------------------------------------------
 
 
-def copy_from_first(tensors: Iterable[torch.Tensor]) -> None:
-    """Every process gets the first one's values, in place."""
-    if size() > 1:
-        for tensor in tensors:
-            dist.broadcast(tensor.detach(), 0)
-
-
-def sum_gradients(parameters: list[torch.Tensor], numbers: list[float]) -> list[float]:
+def sum_gradients(parameters: list[torch.Tensor], numbers: dict[str, float]) -> dict[str, float]:
     """Gradients become their sums over the processes -> the sums of `numbers`, in fp32. One all-reduce for
     all; a parameter without a gradient adds zeros."""
     if size() == 1:
         return numbers
-    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    whole = torch.cat([*(part.flatten() for part in parts), parts[0].new_tensor(numbers)])
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in parameters]
+    whole = torch.cat([parameters_to_vector(gradients), gradients[0].new_tensor(list(numbers.values()))])
     dist.all_reduce(whole)
-    *gradients, sums = whole.split([*(part.numel() for part in parts), len(numbers)])
-    for parameter, gradient in zip(parameters, gradients):
-        parameter.grad = gradient.view_as(parameter)
-    return sums.tolist()
+    vector_to_parameters(whole, gradients)
+    return dict(zip(numbers, whole[-len(numbers) :].tolist()))
 
 
 def shard(model, device: str) -> None:
-    """Spreads each block's weights over the processes (FSDP2). A block is gathered while it is at work, the
-    next one meanwhile, and given up after it, forward and backward. What is added later, as an adapter, stays
+    """Spreads each block's weights over the processes (FSDP2). A block is gathered while it is at work and
+    given up after it, forward and backward. What is added later, as an adapter, stays
     whole everywhere, and so do embedding, norm and head, which are moved to `device`."""
     from torch.distributed.fsdp import fully_shard  # takes a second to import
 
@@ -202,14 +188,11 @@ def shard(model, device: str) -> None:
     # no block changes a tensor in place
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(torch.device(device).type, (size(),))
-    blocks = list(model.model.layers)
     whole = nn.ModuleList([model.model.embed_tokens, model.model.norm, model.lm_head]).to(device)
-    for block in blocks:
+    for block in model.model.layers:
         fully_shard(block, mesh=mesh, reshard_after_forward=True)
     # one root, so that the blocks share streams and order
     fully_shard(model, mesh=mesh, ignored_params=set(whole.parameters()))
-    for block, following in zip(blocks, blocks[1:]):
-        block.set_modules_to_forward_prefetch([following])
     # the first pass sets all up; outside of inference mode, whose tensors no backward pass may use
     with torch.no_grad():
         model(torch.zeros(1, 1, dtype=torch.long, device=device))

@@ -30,15 +30,13 @@ BASE = (
 )
 
 
-def provenance(command: list[str], base: Path, mixture=None, *more) -> dict:
-    """base: directory of a checkpoint. more: files that the run depends on beside those of the mixture."""
-    packages = (minimon, torch, tokenizers, safetensors, numpy)
+def provenance(command: list[str], base: Path, mixture, adapter=None) -> dict:
+    """base, adapter: directories of a checkpoint, and of an adapter that training starts from."""
     versions = {"python": platform.python_version(), "cuda": torch.version.cuda}
-    versions |= {module.__name__: module.__version__ for module in packages}
-    record = {"command": command, "versions": versions, "base": base_files(base)}
-    if mixture:
-        record["data"] = data_files(mixture, *more)
-    return record
+    for module in (minimon, torch, tokenizers, safetensors, numpy):
+        versions[module.__name__] = module.__version__
+    data = data_files(mixture, adapter)
+    return {"command": command, "versions": versions, "base": base_files(base), "data": data}
 
 
 def base_files(directory: Path) -> dict[str, str]:
@@ -47,14 +45,16 @@ def base_files(directory: Path) -> dict[str, str]:
     return {str(path.relative_to(directory)): sha256(path) for path in paths}
 
 
-def data_files(mixture, *more) -> dict[str, str]:
+def data_files(mixture, adapter) -> dict[str, str]:
     """Path, relative to the mixture -> sha256 of the mixture, its task files, their rows, its conversations,
-    and `more` files (None: none)."""
-    paths = {mixture.path, *(Path(path) for path in more if path)}
+    and an adapter's weights."""
+    paths = {mixture.path}
     for task in mixture.all_tasks():
         paths |= {Path(task.where), *task.files()}
     if mixture.instruct and mixture.instruct.path.is_file():
         paths.add(mixture.instruct.path)
+    if adapter:
+        paths.add(Path(adapter, "adapter_model.safetensors"))
     return {os.path.relpath(path, mixture.path.parent): sha256(path) for path in sorted(paths)}
 
 
@@ -69,8 +69,5 @@ def check_same(directory, record: dict, kinds, advice: str) -> None:
             raise ValueError(f"{path}: {kind}: expected a table of files, got {before!r}")
         changed = sorted(name for name in {*before, *now} if before.get(name) != now.get(name))
         if changed:
-            more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-            names = ", ".join(changed[:3])
-            raise ValueError(
-                f"{path}: was trained with another {kind}: {names}{more} differ by sha256; {advice}"
-            )
+            names = ", ".join(changed[:3] + ["..."] * (len(changed) > 3))
+            raise ValueError(f"{path}: was trained with another {kind}: {names} differ by sha256; {advice}")

@@ -1,37 +1,37 @@
 """What a model is shown of a task's row, token by token, and what it makes of it before training."""
 
-from minimon.batch import encode_row, task_label_ids
+from minimon.batch import encode_row, row_limit, task_label_ids
+from minimon.checkpoint import load_model
 from minimon.evaluate import read
-from minimon.lora import enable_lora
+from minimon.run.cli import shipped
+from minimon.tasks import load_task
+from minimon.tokenizer import load_tokenizer
 
 
-def show(model, tokenizer, task, *, limit) -> str:
-    """One row of `task` as it is encoded: its text, its ids, the label tokens and their share of the probability under the base."""
-    enable_lora(model, False)
-    row = task.rows[0]
+def show(settings, device: str) -> str:
+    """One row of the task of --show as it is encoded: its text, its ids, the label tokens and their share of
+    the probability under the base. settings: train.py's."""
+    file, _, name = settings.show.partition("#")
+    task = load_task(shipped(file), name or None)
+    model = load_model(shipped(settings.model), device=device)
+    tokenizer = load_tokenizer(shipped(settings.model), date=settings.date)
+    row, limit = task.rows[0], row_limit(model.config, settings.max_tokens)
     encoded = encode_row(tokenizer, task, row.text, limit=limit)
-    label_ids = task_label_ids(tokenizer, task)
     reading = read(model, tokenizer, task, [row], limit=limit)
-    answers = []
-    for i, (label, token) in enumerate(zip(task.labels, label_ids)):
-        answers.append(
-            f"  {label!r}: token {token} ({tokenizer.decode([token])!r}), P among the labels {reading.P[0, i]:.3f}"
+    lines = [
+        f"task {task.name!r}, row {row.where}, gold {list(task.labels)[row.label]!r}, {len(encoded.ids)} tokens, "
+        f"{encoded.left_out} left out",
+        "",
+        tokenizer.decode(encoded.ids),
+        "",
+        f"ids: {' '.join(map(str, encoded.ids))}",
+        "labels at the answer position, under the base:",
+    ]
+    for label, token, P in zip(task.labels, task_label_ids(tokenizer, task), reading.P[0]):
+        lines.append(
+            f"  {label!r}: token {token} ({tokenizer.decode([token])!r}), P among the labels {P:.3f}"
         )
-    gold = list(task.labels)[row.label]
-    return "\n".join(
-        [
-            f"task {task.name!r}, row {row.where}, gold {gold!r}, {len(encoded.ids)} tokens, {encoded.left_out} left out",
-            "",
-            tokenizer.decode(encoded.ids),
-            "",
-            f"ids: {' '.join(map(str, encoded.ids))}",
-            "labels at the answer position, under the base:",
-            *answers,
-            f"the labels have {reading.label_mass[0]:.1%} of the probability over the whole vocabulary"
-            + (
-                "; little is usual before training, look again at label_mass after it"
-                if reading.label_mass[0] < 0.5
-                else ""
-            ),
-        ]
-    )
+    mass = reading.label_mass[0]
+    advice = "; little is usual before training, look again at label_mass after it" if mass < 0.5 else ""
+    lines.append(f"the labels have {mass:.1%} of the probability over the whole vocabulary{advice}")
+    return "\n".join(lines)

@@ -67,16 +67,17 @@ def attacked_rows(mixture: Mixture) -> list[tuple[Task, list[Row]]]:
 
 
 def measure_attacks(
-    model, tokenizer, mixture: Mixture, *, limit=NO_LIMIT, batch_tokens: int | None = None, on_rows=None
+    model, tokenizer, rows_of: list[tuple], *, limit=NO_LIMIT, batch_tokens: int | None = None, on_rows=None
 ) -> list[dict]:
-    """A line an attack, base and adapter side by side; see attack_rows. on_rows(n): n more of 2 x attacks x rows are scored."""
+    """A line an attack, base and adapter side by side; see attack_rows. rows_of: (task, rows) of attacked_rows. on_rows(n): n
+    more of 2 x attacks x rows are scored."""
     attacked = {}
     options = {
         "limit": limit,
         "batch_tokens": batch_tokens,
         "on_rows": on_rows,
     }
-    for task, rows in attacked_rows(mixture):
+    for task, rows in rows_of:
         labels = np.array([row.label for row in rows], dtype=int)
         clusters = np.array([row.text for row in rows], dtype=object)
         for name, attack in attacks(*list(task.labels)[:2]).items():
