@@ -125,7 +125,9 @@ def report_on(settings: Settings, run, mixture: Mixture, leakage: dict | None) -
     if settings.attack:
         rows = sum(len(rows) for _, rows in attacked_rows(mixture))
         with progress(2 * rows * len(attacks("", "")), 0, "attack", "row") as bar:
-            attacked = measure_attacks(model, tokenizer, mixture, on_rows=bar.update, **options)
+            attacked = measure_attacks(
+                model, tokenizer, attacked_rows(mixture), on_rows=bar.update, **options
+            )
     if rank() > 0:
         return 0
 
