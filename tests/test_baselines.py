@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from minimon.checkpoint import load_model
+from minimon.evaluate import Question
 from minimon.metrics import auroc
 from minimon.study.baselines import BASELINES, Methods, baselines, logistic
 from minimon.tasks import Row, load_mixture
@@ -66,7 +67,7 @@ def test_a_bag_of_words_learns_the_word_that_domains_share(given):
     for group, low, high in (("known", 1.0, 1.0), ("unknown", 0.25, 0.75)):
         (task,) = groups[group]
         rows = methods.mixture.test_rows(task)
-        z = methods.bag_of_words(task, rows).numpy()
+        z = methods.bag_of_words(Question(task, rows)).numpy()
         assert low <= auroc(z, np.array([row.label == 0 for row in rows])) <= high
 
 
@@ -89,8 +90,8 @@ def test_every_baseline_scores_what_it_can_beside_the_base(given):
 def test_the_fitted_threshold_is_right_as_often_as_any(given):
     methods = Methods(*given)
     threshold = methods.threshold.item()
-    z = torch.cat([methods.zero_shot(task, rows) for task, rows in methods.training]).numpy()
-    positive = np.array([row.label == 0 for _, rows in methods.training for row in rows])
+    z = torch.cat([methods.zero_shot(old) for old in methods.training]).numpy()
+    positive = np.array([row.label == 0 for old in methods.training for row in old.rows])
     ordered = np.sort(z)
     candidates = [ordered[0] - 1, ordered[-1] + 1, *(ordered[1:] + ordered[:-1]) / 2]
     best = max(((z > candidate) == positive).sum() for candidate in candidates)
@@ -100,7 +101,7 @@ def test_the_fitted_threshold_is_right_as_often_as_any(given):
 def test_the_decay_is_chosen_on_domains_left_out(mixture):
     torch.manual_seed(0)
     rows = [Row("", 1 - i % 2, "train", "") for i in range(30)]
-    training = [(replace(mixture.train[0], domain=name), rows) for name in "abc"]
+    training = [Question(replace(mixture.train[0], domain=name), rows) for name in "abc"]
     y = torch.tensor([float(row.label == 0) for row in rows * 3])
     shared = (2 * y - 1)[:, None] + 0.5 * torch.randn(90, 1)
     w = logistic(torch.cat((shared, torch.randn(90, 40)), dim=1), training)

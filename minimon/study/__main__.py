@@ -88,13 +88,16 @@ def main(settings: Settings) -> int:
 def chosen(settings: Settings) -> Preset:
     """The preset with what the command line says otherwise; its flags of train.py with those that are given."""
     preset = PRESETS[settings.preset]
-    given = {name: value for name, value in asdict(settings).items() if value is not None}
-    given = {name: value for name, value in given.items() if hasattr(preset, name)}
-    given["train"] = f"{preset.train} {settings.train or ''}"
+    given = {}
+    for name, value in asdict(settings).items():
+        if value is not None and hasattr(preset, name):
+            given[name] = value
+    given["train"] = f"{preset.train} {settings.train or ''}".strip()
     if settings.parts:
         given["parts"] = tuple(settings.parts.split(","))
     found = replace(preset, **given)
-    if set(found.parts) - set(Preset.parts) or min(found.seeds, found.side_seeds, found.jobs) < 1:
+    counts = (found.seeds, found.side_seeds, found.jobs)
+    if set(found.parts) - set(Preset.parts) or min(counts) < 1:
         raise ValueError(
             f"expected --parts of {', '.join(Preset.parts)} and positive numbers of seeds and jobs; got "
             f"{', '.join(found.parts)}, {found.seeds}, {found.side_seeds}, {found.jobs}"
@@ -146,8 +149,9 @@ class Study:
         directory = self.directory(cell.name)
         directory.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, str(ROOT / "train.py"), "--resume", "--out", str(directory)]
-        command += ["--model", cell.model, "--mixture", str(cell.mixture.path), "--seed", str(cell.seed)]
-        command += ["--base-scores", str(self.out / "base.safetensors"), *shlex.split(cell.flags)]
+        command += ["--model", cell.model, "--mixture", str(cell.mixture.path)]
+        command += ["--seed", str(cell.seed), *shlex.split(cell.flags)]
+        command += ["--base-scores", str(self.out / "base.safetensors")]
         if cell.after:
             command += ["--init-adapter", str(self.directory(cell.after))]
         return cell, children.run(command, f"{directory}.log", env)

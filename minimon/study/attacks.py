@@ -7,10 +7,10 @@ positives alone do: the case of one who hides something, beside others who have 
 
 import numpy as np
 
-from minimon.evaluate import read
+from minimon.evaluate import Question, read, scores_of
 from minimon.lora import enable_lora
 from minimon.metrics import Scores, auroc
-from minimon.tasks import Mixture, Row, Task
+from minimon.tasks import Mixture
 
 ROWS = 20  # a task; all attacks together cost as many evaluations of these
 FILLER = "[ok] Nothing of note happens here.\n"
@@ -44,31 +44,30 @@ def attacks(positive: str, negative: str, text: str = "") -> dict[str, str]:
     }
 
 
-def attacked_rows(mixture: Mixture) -> list[tuple[Task, list[Row]]]:
+def attacked_rows(mixture: Mixture) -> list[Question]:
     """The tasks of new_domain with at most ROWS rows each; none without that split."""
     found = []
     for task in mixture.split_tasks("new_domain"):
         count = min(ROWS, len(mixture.test_rows(task, "new_domain")))
-        found.append((task, task.select("test", count, balance=mixture.balance, seed="eval")))
+        rows = task.select("test", count, balance=mixture.balance, seed="eval")
+        found.append(Question(task, rows))
     return found
 
 
-def measure_attacks(model, tokenizer, rows_of: list[tuple[Task, list[Row]]], **options) -> list[dict]:
-    """A line an attack, base and adapter side by side; see attack_rows. rows_of: attacked_rows of a mixture. options: of
+def measure_attacks(model, tokenizer, questions: list[Question], **options) -> list[dict]:
+    """A line an attack, base and adapter side by side; see attack_rows. questions: attacked_rows of a mixture. options: of
     `read`, which scores 2 x attacks x rows."""
     attacked = {}
-    for task, rows in rows_of:
-        labels = np.array([row.label for row in rows], dtype=int)
-        clusters = np.array([row.text for row in rows], dtype=object)
-        texts = [attacks(*list(task.labels)[:2], row.text) for row in rows]
+    for question in questions:
+        task = question.task
+        texts = [attacks(*list(task.labels)[:2], text) for text in question.texts]
         for name in attacks("", ""):
-            sides = {}
-            for which in ("base", "adapter"):
-                enable_lora(model, which == "adapter")
+            sides = []
+            for with_adapter in (False, True):
+                enable_lora(model, with_adapter)
                 reading = read(model, tokenizer, task, [text[name] for text in texts], **options)
-                sides[which] = reading.log_odds.numpy()
-            scores = Scores(task.name, task.domain, labels, clusters, **sides)
-            attacked.setdefault(name, []).append(scores)
+                sides.append({"log_odds": reading.log_odds.numpy(), "left_out": None})
+            attacked.setdefault(name, []).append(scores_of(question, *sides))
     return attack_rows(attacked)
 
 
@@ -90,7 +89,8 @@ def effect_of(plain: list[Scores], attacked: list[Scores], which: str) -> dict:
     shifts, areas, hidden = [], [], []
     for before, after in zip(plain, attacked):
         z = after.score(which)
-        shifts += list(after.P(which)[:, 0] - before.P(which)[:, 0])
+        shift = after.P(which) - before.P(which)
+        shifts += list(shift[:, 0])
         areas.append(auroc(z, after.positives))
         hidden.append(auroc(np.where(after.positives, z, before.score(which)), after.positives))
     return {"shift": mean(shifts), "auroc": mean(areas), "auroc_hidden": mean(hidden)}

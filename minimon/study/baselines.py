@@ -10,27 +10,24 @@ n rows, F features of a row, C hidden_size.
 import random
 import re
 from collections import Counter
-from collections.abc import Hashable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from minimon.batch import encode_row, row_limit
-from minimon.evaluate import at_answers, read_answers
-from minimon.metrics import Scores
+from minimon.evaluate import Question, at_answers, read_answers, scores_of
 from minimon.study.examples import showing
-from minimon.tasks import Mixture, Row, Task
+from minimon.study.findings import Splits
+from minimon.tasks import Mixture, Task
 
 DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the logistic regressions, chosen on training domains that are left out
 SHOTS = 4
-Rows = list[tuple[Task, list[Row]]]  # of several tasks
 
 
-def baselines(model, tokenizer, mixture: Mixture) -> dict[str, dict[str, dict[str, list[Scores]]]]:
+def baselines(model, tokenizer, mixture: Mixture) -> dict[str, Splits]:
     """name -> split -> group -> Scores of the tasks with two labels to which it applies, where an answer is read at once.
 
     In each Scores `base` is the untrained model and `adapter` the baseline, so that its uplift is the baseline's."""
@@ -39,23 +36,24 @@ def baselines(model, tokenizer, mixture: Mixture) -> dict[str, dict[str, dict[st
     for split in ("trained", "new_domain", "new_prompt"):
         for group, tasks in mixture.splits.get(split, {}).items():
             for task in [task for task in tasks if len(task.labels) == 2]:
-                rows = mixture.test_rows(task, split)
-                labels = np.array([row.label for row in rows], dtype=int)
-                texts = np.array([row.text for row in rows], dtype=object)
-                base = methods.zero_shot(task, rows)
+                question = Question(task, mixture.test_rows(task, split))
+                base = as_side(methods.zero_shot(question))
                 for name, method in BASELINES.items():
-                    z = method(methods, task, rows)
+                    z = method(methods, question)
                     if z is not None:
-                        sides = [torch.stack([side, -side], dim=1).numpy() for side in (base, z)]
-                        about = {"criterion": task.criterion}
-                        scores = Scores(task.name, task.domain, labels, texts, *sides, **about)
-                        found[name].setdefault(split, {}).setdefault(group, []).append(scores)
+                        of_group = found[name].setdefault(split, {}).setdefault(group, [])
+                        of_group.append(scores_of(question, base, as_side(z)))
     return found
+
+
+def as_side(z: Tensor) -> dict:
+    log_odds = torch.stack([z, -z], dim=1)
+    return {"log_odds": log_odds.numpy(), "left_out": None}
 
 
 @dataclass
 class Methods:
-    """Each baseline is a method: (task, rows) -> (n,) log-odds of the positive label, None where it does not apply."""
+    """Each baseline is a method: question -> (n,) log-odds of the positive label, None where it does not apply."""
 
     model: torch.nn.Module
     tokenizer: object
@@ -64,46 +62,51 @@ class Methods:
     fitted: dict = field(default_factory=dict)  # weights of regressions
 
     @cached_property
-    def training(self) -> Rows:
-        return [(task, self.mixture.train_rows(task, 0)) for task in self.mixture.train]
+    def training(self) -> list[Question]:
+        return [Question(task, self.mixture.train_rows(task, seed=0)) for task in self.mixture.train]
 
-    def alike(self, task: Task) -> Rows:
+    def alike(self, task: Task) -> list[Question]:
         """Training tasks that ask for the same; a reversed question asks for other values of the label."""
-
-        def criterion(task: Task) -> list:
-            return [task.criterion, *task.labels.values()]
-
-        return [(other, rows) for other, rows in self.training if criterion(other) == criterion(task)]
+        found = []
+        for old in self.training:
+            same_values = list(old.task.labels.values()) == list(task.labels.values())
+            if old.task.criterion == task.criterion and same_values:
+                found.append(old)
+        return found
 
     # ---- of the base
 
-    def zero_shot(self, task: Task, rows: list[Row]) -> Tensor:
-        return self.ask(task, rows)[0]
+    def zero_shot(self, question: Question) -> Tensor:
+        return self.ask(question)[0]
 
     @torch.inference_mode()
-    def ask(self, task: Task, rows: list[Row]) -> tuple[Tensor, Tensor]:
+    def ask(self, question: Question) -> tuple[Tensor, Tensor]:
         """The base's log-odds of the positive label (n,) and its states (n, C) at the answer position."""
-        key = (task.where, task.name, task.prompt, *(row.where for row in rows))
+        task, texts = question.task, question.texts
+        key = (task.where, task.name, task.prompt, *texts)
         if key not in self.asked:
-            limit, labels = row_limit(self.model.config, None), self.tokenizer.label_ids(list(task.labels))
-            ids = [encode_row(self.tokenizer, task, row.text, limit=limit).ids for row in rows]
-            z, states = torch.empty(len(ids)), torch.empty(len(ids), self.model.config.hidden_size)
+            limit = row_limit(self.model.config, None)
+            labels = self.tokenizer.label_ids(list(task.labels))
+            ids = [encode_row(self.tokenizer, task, text, limit=limit).ids for text in texts]
+            z = torch.empty(len(ids))
+            states = torch.empty(len(ids), self.model.config.hidden_size)
 
             def use(hidden: Tensor) -> tuple[Tensor, Tensor]:
                 return read_answers(hidden, self.model, labels)[0][:, 0], hidden
 
             for batch, (of_batch, hidden) in at_answers(self.model, ids, use):
-                z[batch], states[batch] = of_batch.cpu(), hidden.float().cpu()
+                z[batch] = of_batch.cpu()
+                states[batch] = hidden.float().cpu()
             self.asked[key] = z, states
         return self.asked[key]
 
-    def fitted_threshold(self, task: Task, rows: list[Row]) -> Tensor:
-        return self.zero_shot(task, rows) - self.threshold
+    def fitted_threshold(self, question: Question) -> Tensor:
+        return self.zero_shot(question) - self.threshold
 
     @cached_property
     def threshold(self) -> Tensor:
         """The log-odds above which the base's answers on training rows count as positive and are right most often."""
-        z, order = torch.cat([self.zero_shot(*of_task) for of_task in self.training]).sort()
+        z, order = torch.cat([self.zero_shot(old) for old in self.training]).sort()
         gained = torch.where(positives(self.training)[order], -1, 1).cumsum(
             dim=0
         )  # as one row more falls below
@@ -111,28 +114,25 @@ class Methods:
         edges = torch.cat([z[:1] - 1, z, z[-1:] + 1])
         return (edges[best] + edges[best + 1]) / 2
 
-    def few_shot(self, task: Task, rows: list[Row]) -> Tensor | None:
-        """SHOTS labelled rows of a training task in the prompt, of another domain where there is one."""
-        alike = self.alike(task)
-        others = [pair for pair in alike if pair[0].domain != task.domain] or alike
-        if not others:
+    def few_shot(self, question: Question) -> Tensor | None:
+        """SHOTS labelled rows of a training task with the same criterion in the prompt."""
+        alike = self.alike(question.task)
+        if not alike:
             return None
-        _, shown = random.Random(f"shots-{task.name}").choice(others)
-        return self.zero_shot(showing(task, shown, SHOTS), rows)
+        old = random.Random(f"shots-{question.task.name}").choice(alike)
+        return self.zero_shot(Question(showing(question.task, old.rows, SHOTS), question.rows))
 
     # ---- regressions
 
-    def bag_of_words(self, task: Task, rows: list[Row]) -> Tensor:
+    def bag_of_words(self, question: Question) -> Tensor:
         """A classifier for each criterion, of all training tasks with it; one of all training tasks for other criteria."""
-        alike = self.alike(task)
-        key = ("words", *(other.name for other, _ in alike))
-        return self.regress(key, alike or self.training, self.counts, task, rows)
+        return self.regress(self.alike(question.task) or self.training, self.counts, question)
 
-    def counts(self, task: Task, rows: list[Row]) -> Tensor:
+    def counts(self, question: Question) -> Tensor:
         """(n, F): how often each word is in each text."""
-        X = torch.zeros(len(rows), len(self.vocabulary))
-        for i, row in enumerate(rows):
-            for word in words(row):
+        X = torch.zeros(len(question.rows), len(self.vocabulary))
+        for i, text in enumerate(question.texts):
+            for word in words(text):
                 if word in self.vocabulary:
                     X[i, self.vocabulary[word]] += 1
         return X
@@ -140,27 +140,33 @@ class Methods:
     @cached_property
     def vocabulary(self) -> dict[str, int]:
         """The words of two training rows or more."""
-        counts = Counter(word for _, rows in self.training for row in rows for word in set(words(row)))
-        return {word: i for i, word in enumerate(sorted(word for word in counts if counts[word] > 1))}
+        counts = Counter()
+        for old in self.training:
+            for text in old.texts:
+                counts.update(set(words(text)))
+        repeated = sorted(word for word in counts if counts[word] > 1)
+        return {word: i for i, word in enumerate(repeated)}
 
-    def linear_probe(self, task: Task, rows: list[Row]) -> Tensor:
+    def linear_probe(self, question: Question) -> Tensor:
         """On the base's hidden state at the answer position, over all training tasks: it says of the prompt as well."""
-        return self.regress("probe", self.training, self.states, task, rows)
+        return self.regress(self.training, self.states, question)
 
-    def states(self, task: Task, rows: list[Row]) -> Tensor:
+    def states(self, question: Question) -> Tensor:
         mean, std = self.scale
-        return (self.ask(task, rows)[1] - mean) / std
+        return (self.ask(question)[1] - mean) / std
 
     @cached_property
     def scale(self) -> tuple[Tensor, Tensor]:
-        states = torch.cat([self.ask(*of_task)[1] for of_task in self.training])
+        states = torch.cat([self.ask(old)[1] for old in self.training])
         return states.mean(dim=0), states.std(dim=0) + 1e-6
 
-    def regress(self, key: Hashable, training: Rows, features, task: Task, rows: list[Row]) -> Tensor:
-        """By a logistic regression on features(task, rows) (n, F), fitted once for each key."""
+    def regress(self, training: list[Question], features, question: Question) -> Tensor:
+        """By a logistic regression on features(question) (n, F), fitted once for the same training tasks and features."""
+        key = (features.__name__, *(old.task.name for old in training))
         if key not in self.fitted:
-            self.fitted[key] = logistic(torch.cat([features(*of_task) for of_task in training]), training)
-        return log_odds(self.fitted[key], features(task, rows))
+            X = torch.cat([features(old) for old in training])
+            self.fitted[key] = logistic(X, training)
+        return log_odds(self.fitted[key], features(question))
 
 
 BASELINES = {
@@ -172,29 +178,32 @@ BASELINES = {
 }
 
 
-def words(row: Row) -> list[str]:
-    return re.findall(r"\w+", row.text.lower())
+def words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
 
 
-def positives(training: Rows) -> Tensor:
+def positives(training: list[Question]) -> Tensor:
     """(n,) bool"""
-    return torch.tensor([row.label == 0 for _, rows in training for row in rows])
+    return torch.tensor([row.label == 0 for old in training for row in old.rows])
 
 
 # ---- logistic regression -----------------------------------------------------------------------------------
 
 
-def logistic(X: Tensor, training: Rows) -> Tensor:
+def logistic(X: Tensor, training: list[Question]) -> Tensor:
     """X (n, F) of these rows -> weights (F + 1,) for log-odds of the positive label.
 
     Of DECAYS the one that does best on domains left out, then all are fitted."""
     y = positives(training).float()
-    left_out = sorted({task.domain for task, _ in training})[::3]
-    held = torch.tensor([task.domain in left_out for task, rows in training for _ in rows])
+    left_out = sorted({old.task.domain for old in training})[::3]
+    held = torch.tensor([old.task.domain in left_out for old in training for _ in old.rows])
     decay = DECAYS[1]
     if not held.all():
-        losses = [loss(fit(X[~held], y[~held], decay), X[held], y[held]).item() for decay in DECAYS]
-        decay = DECAYS[int(np.argmin(losses))]
+        losses = {}
+        for decay in DECAYS:
+            w = fit(X[~held], y[~held], decay)
+            losses[decay] = loss(w, X[held], y[held]).item()
+        decay = min(losses, key=losses.get)
     return fit(X, y, decay)
 
 

@@ -29,7 +29,8 @@ class Speed:
 
     def length(self, task: Task) -> float:
         """Tokens of a row with its prompt, about."""
-        return self.tokens_per_character * fmean(len(task.prompt + row.text) for row in task.rows[:SAMPLE])
+        characters = fmean(len(task.prompt + row.text) for row in task.rows[:SAMPLE])
+        return self.tokens_per_character * characters
 
 
 def measure_speed(model, tokenizer, task: Task) -> Speed:
@@ -54,8 +55,12 @@ def tokens_of(cell: Cell, speed: Speed) -> dict[str, float]:
     steps = int(flags["--steps"])
     if flags.get("--instruct") == "after":
         steps += int(flags["--instruct-steps"])
-    trained = steps * int(flags["--batch-size"]) * fmean(map(speed.length, mixture.train))
-    found = {"trained": trained, "read": 0.0, "written": 0.0}
+    rows = steps * int(flags["--batch-size"])
+    found = {
+        "trained": rows * fmean(map(speed.length, mixture.train)),
+        "read": 0.0,
+        "written": 0.0,
+    }
     for split in mixture.splits:
         for task in mixture.split_tasks(split):
             rows = len(mixture.test_rows(task, split))
@@ -70,8 +75,12 @@ def tokens_of(cell: Cell, speed: Speed) -> dict[str, float]:
 
 def restricted(mixture: Mixture, flags: dict[str, str]) -> Mixture:
     """As train.py does it."""
-    eval_rows, cap = (int(flags[name]) if name in flags else None for name in ("--eval-rows", "--cap"))
-    return mixture.restricted(flags.get("--splits"), eval_rows, cap)
+    eval_rows, cap = flags.get("--eval-rows"), flags.get("--cap")
+    return mixture.restricted(
+        splits=flags.get("--splits"),
+        eval_rows=eval_rows and int(eval_rows),
+        cap=cap and int(cap),
+    )
 
 
 def fit_in(cells: list[Cell], speed: Speed, jobs: int, budget: float | None) -> tuple[list[Cell], str]:
@@ -84,7 +93,8 @@ def fit_in(cells: list[Cell], speed: Speed, jobs: int, budget: float | None) -> 
         if budget is None or spent <= budget:
             kept.append(cell)
         millions = {f"M tokens {kind}": count / 1e6 for kind, count in tokens.items()}
-        by_kind.setdefault(cell.kind, Counter()).update({"cells": 1, **millions, "hours": hours})
+        row = {"cells": 1, **millions, "hours": hours}
+        by_kind.setdefault(cell.kind, Counter()).update(row)
     speeds = ", ".join(f"{kind} {count:.0f}" for kind, count in speed.per_second.items())
     title = f"Plan: {spent:.1f} hours for {len(cells)} cells, {jobs} at a time"
     text = f"{grid(title, by_kind)}\n\nTokens a second, as measured here: {speeds}.\n"

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -51,7 +52,7 @@ PRESETS = {
         model="data/smollm2",
         mixture="data/mixtures/real.toml",
         out="data/results/real",
-        train="--steps 200 --instruct-steps 60 --instruct-lr 2e-4",
+        train="--batch-size 32 --steps 200 --instruct-steps 60 --instruct-lr 2e-4",
         side_train="--steps 40",
         parts=("regimes", "dilution", "scarce", "baselines"),
         regimes=tuple(REGIMES),
@@ -119,37 +120,33 @@ class Planner:
         write_text(path, as_toml(mixture))
         return mixture
 
-    def regimes(self, seed: int) -> list[Cell]:
-        instruct, cells = self.mixture.instruct, []
+    def regimes(self, seed: int) -> Iterator[Cell]:
+        instruct = self.mixture.instruct
         shares = {"none": 0.0, "joint": instruct and instruct.fraction, "joint0.75": 0.75}
         for name in self.preset.regimes:
             flags = REGIMES[name]
-            if "--instruct" in flags and not instruct:
-                continue
             if "--labels" in flags:
                 flags += capped(self.preset.label_cap)
-            cells.append(self.cell("regime", name, seed, flags, label=name, x=shares.get(name)))
-        return cells
+            if instruct or "--instruct" not in flags:
+                yield self.cell("regime", name, seed, flags, label=name, x=shares.get(name))
 
-    def dilution(self, seed: int) -> list[Cell]:
+    def dilution(self, seed: int) -> Iterator[Cell]:
         """Shares of instruction rows, other bases, training rows a task, and training tasks: on the core splits alone."""
-        preset, train, cells = self.preset, self.mixture.train, []
+        preset, train = self.preset, self.mixture.train
         core = f"--splits {','.join(split for split in CORE if split in self.mixture.splits)}"
         for share in preset.shares if self.mixture.instruct else ():
             flags = f"{core} --instruct joint --instruct-fraction {share}"
-            cells.append(self.cell("share", f"joint{share:g}", seed, flags, x=share))
+            yield self.cell("share", f"joint{share:g}", seed, flags, x=share)
         for model in preset.bases:
-            cells.append(self.cell("base", f"base-{Path(model).name}", seed, core, model=model))
+            yield self.cell("base", f"base-{Path(model).name}", seed, core, model=model)
         for count, steps in preset.row_counts:
-            flags = f"{core} --steps {steps}{capped(count)}"
-            cells.append(self.cell("rows", f"rows{count}", seed, flags, x=count))
+            yield self.cell("rows", f"rows{count}", seed, f"{core} --cap {count} --steps {steps}", x=count)
         counts = [min(count or len(train), len(train)) for count in preset.task_counts]
         for count in dict.fromkeys(counts):
             tasks = random.Random(f"tasks-{seed}-{count}").sample(train, count)
             rows = max(2, (self.mixture.cap or 64) * min(counts) // count)  # of each task, as many in all
             mixture = self.derive(f"tasks{count}-seed{seed}", tasks, self.core_splits(tasks))
-            cells.append(self.cell("tasks", f"tasks{count}", seed, capped(rows), mixture=mixture, x=count))
-        return cells
+            yield self.cell("tasks", f"tasks{count}", seed, f"--cap {rows}", mixture=mixture, x=count)
 
     def core_splits(self, train: list[Task]) -> dict:
         """Without changed prompts on domains that these tasks do not train."""
@@ -158,21 +155,20 @@ class Planner:
             changed[group] = [task for task in tasks if task.domain in domains]
         return {"new_domain": self.mixture.splits.get("new_domain", {}), "new_prompt": changed}
 
-    def transfer(self, seed: int) -> list[Cell]:
+    def transfer(self, seed: int) -> Iterator[Cell]:
         """Trained on one domain, measured on all: the prompts that other domains were trained with are new to it."""
-        flags, cells = self.preset.side_train + capped(self.mixture.cap), []
+        flags = self.preset.side_train + capped(self.mixture.cap)
         new = self.mixture.splits.get("new_domain", {}).values()
         measured = by_domain(self.mixture.split_tasks("trained") + next(iter(new), []))
         for domain, tasks in by_domain(self.mixture.train).items():
-            name, others = f"from-{plain(domain)}", {**measured}
-            splits = {"trained": {"": others.pop(domain, [])}, "new_domain": others}
-            mixture = self.derive(name, tasks, splits)
-            cells.append(self.cell("transfer", name, seed, flags, mixture=mixture, label=domain))
-        return cells
+            name, others = f"from-{plain(domain)}", dict(measured)
+            trained = others.pop(domain, [])
+            mixture = self.derive(name, tasks, {"trained": {"": trained}, "new_domain": others})
+            yield self.cell("transfer", name, seed, flags, mixture=mixture, label=domain)
 
-    def scarce(self, seed: int) -> list[Cell]:
+    def scarce(self, seed: int) -> Iterator[Cell]:
         """A few labelled rows of a held-out domain, from the base and from the classification adapter of its seed."""
-        starts, cells = {"base": None}, []
+        starts = {"base": None}
         if "regimes" in self.preset.parts and seed < self.preset.seeds:
             starts["adapter"] = f"none-seed{seed}"
         for domain, tasks in self.held_out().items():
@@ -180,11 +176,10 @@ class Planner:
             for count in self.preset.labelled:
                 flags = f"{self.preset.side_train} --batch-size 8"
                 flags += capped(count and max(2, count // len(tasks)))
-                about = {"mixture": mixture, "label": domain, "x": count}
                 for start, after in starts.items():
                     name = f"{mixture.name}-{count or 'all'}-{start}"
-                    cells.append(self.cell("scarce", name, seed, flags, after=after, **about))
-        return cells
+                    about = {"mixture": mixture, "label": domain, "x": count, "after": after}
+                    yield self.cell("scarce", name, seed, flags, **about)
 
     def held_out(self) -> dict[str, list[Task]]:
         """The first domains with training rows of their own, groups of new_domain in turn, and their first tasks."""

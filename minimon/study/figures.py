@@ -12,8 +12,15 @@ NAMES = {
     "only": "instructions only",
     "self": "self labels",
 }
-PLAIN = ("none", "joint", "joint0.75", "after", "only")
-TRANSFER = "Uplift by domain trained on"
+PLAIN, OWN = ("none", "joint", "joint0.75", "after", "only"), ("none", "self", "self-at-once")
+SIX = (  # title, regimes and split of a panel; changed prompts with and without instruction rows stand in one
+    ("1. New domains", PLAIN, "new_domain"),
+    ("2, 3. Changed prompts, trained domains", PLAIN, "new_prompt"),
+    ("4. With thinking", PLAIN, "thinking"),
+    ("5. Summaries, judged by the base", PLAIN, "summary"),
+    ("6. Labels of its own", OWN, "new_domain"),
+)
+SHARES, TRANSFER = "Uplift by share of instruction rows", "Uplift by domain trained on"
 AROUND = (
     TRANSFER,
     "AUROC by labelled rows of a new domain",
@@ -31,32 +38,22 @@ def write_figures(numbers: dict, out: Path) -> bool:
         return False
     tables = numbers["effects"] | numbers["levels"]
     figure = Figure(figsize=(13, 7), layout="constrained")
-    for axis, (title, series) in zip(figure.subplots(2, 3).flat, six(tables).items()):
-        panel(axis, title, series, joined=title.startswith("3"))
+    *axes, last = figure.subplots(2, 3).flat
+    for axis, (title, regimes, split) in zip(axes, SIX):
+        panel(axis, title, of_regimes(tables["Uplift over the base"], regimes, split))
+    panel(last, SHARES, of_curve(tables[SHARES]), joined=True)
     figure.savefig(out / "study.png", dpi=110, metadata={"Software": None})
     titles = [title for title in AROUND if tables[title]]
     if titles:
         figure = Figure(figsize=(6 * len(titles), 4.5), layout="constrained")
-        for axis, title in zip(figure.subplots(1, len(titles), squeeze=False).flat, titles):
+        axes = figure.subplots(1, len(titles), squeeze=False).flat
+        for axis, title in zip(axes, titles):
             if title == TRANSFER:
                 heat_map(axis, title, tables[title])
             else:
                 panel(axis, title, of_curve(tables[title]), joined=True)
         figure.savefig(out / "transfer.png", dpi=110, metadata={"Software": None})
     return True
-
-
-def six(tables: dict[str, Table]) -> dict[str, Table]:
-    """A panel a question; changed prompts with and without instruction rows stand in one."""
-    regimes = tables["Uplift over the base"]
-    return {
-        "1. New domains": of_regimes(regimes, PLAIN, "new_domain"),
-        "2, 3. Changed prompts, trained domains": of_regimes(regimes, PLAIN, "new_prompt"),
-        "3. Share of instruction rows": of_curve(tables["Uplift by share of instruction rows"]),
-        "4. With thinking": of_regimes(regimes, PLAIN, "thinking"),
-        "5. Summaries, judged by the base": of_regimes(regimes, PLAIN, "summary"),
-        "6. Labels of its own": of_regimes(regimes, ("none", "self", "self-at-once"), "new_domain"),
-    }
 
 
 def of_regimes(table: Table, regimes: tuple[str, ...], split: str) -> Table:
@@ -80,7 +77,7 @@ def of_curve(table: Table) -> Table:
     return found
 
 
-def panel(axis, title: str, series: Table, joined: bool) -> None:
+def panel(axis, title: str, series: Table, joined: bool = False) -> None:
     """Effects with their intervals; the series beside each other, or each joined by a line."""
     if not series:
         return axis.set_axis_off()
@@ -90,8 +87,16 @@ def panel(axis, title: str, series: Table, joined: bool) -> None:
         x = [ticks.index(tick) + shift for tick in effects]
         y = np.array([effect["mean"] for effect in effects.values()])
         bounds = np.array([effect["ci95"] for effect in effects.values()]).T
-        form = "o-" if joined else "o"
-        axis.errorbar(x, y, yerr=np.abs(bounds - y), fmt=form, capsize=2, markersize=4, label=label)
+        line = "o-" if joined else "o"
+        axis.errorbar(
+            x,
+            y,
+            yerr=np.abs(bounds - y),
+            fmt=line,
+            capsize=2,
+            markersize=4,
+            label=label,
+        )
     axis.set_xticks(range(len(ticks)), ticks, fontsize=8)
     axis.set_title(title, fontsize=10)
     axis.legend(frameon=False, fontsize=7)
@@ -109,7 +114,8 @@ def heat_map(axis, title: str, table: Table) -> None:
             values[rows.index(row), column] = effect["mean"]
     most = np.nanmax(np.abs(values))
     image = axis.imshow(values, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
+    names = [row.removeprefix("new_domain / ") for row in rows]
     axis.set_xticks(range(len(table)), table, rotation=40, ha="right", fontsize=8)
-    axis.set_yticks(range(len(rows)), [row.removeprefix("new_domain / ") for row in rows], fontsize=8)
+    axis.set_yticks(range(len(rows)), names, fontsize=8)
     axis.set_title(title, fontsize=10)
     axis.figure.colorbar(image, ax=axis)

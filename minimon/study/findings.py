@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimon.metrics import Interval, Scores, bootstrap, mean_measures, percentiles
+from minimon.metrics import DRAWS, Interval, Scores, bootstrap, mean_measures, percentiles
 from minimon.report.scores import text_hash
 from minimon.study.cells import Cell
 from minimon.tasks import SPLITS, Mixture, Task
 
 MARGIN = 0.03  # an effect in AUROC that a study ought to see
+Splits = dict[str, dict[str, list[Scores]]]  # split -> group -> tasks
 Table = dict[str, dict[str, object]]  # column -> row -> what stands there, mostly an effect
 
 
@@ -29,11 +30,14 @@ class Run:
         if place not in self.drawn:
             self.drawn[place] = bootstrap(self.tasks[place])
         mean = mean_measures(self.tasks[place], which)[key]
-        return np.array([[mean, *draws[key][which]] for draws in self.drawn[place].values()], dtype=float)
+        rows = []
+        for over in ("transcripts", "tasks"):
+            rows.append([mean, *self.drawn[place][over][key][which]])
+        return np.array(rows, dtype=float)
 
 
-def by_place(scores: dict[str, dict[str, list[Scores]]]) -> dict[str, list[Scores]]:
-    """Of {split: {group: tasks}}: "split / group" -> its tasks, and "split" -> all of them."""
+def by_place(scores: Splits) -> dict[str, list[Scores]]:
+    """ "split / group" -> its tasks, and "split" -> all of them."""
     found = {}
     for split, groups in scores.items():
         found |= {f"{split} / {group}": tasks for group, tasks in groups.items() if group}
@@ -55,7 +59,8 @@ def effect(levels: np.ndarray) -> dict:
 
     "ci95" is the wider of "transcripts_ci95", of these very tasks, and "tasks_ci95", of such tasks in general."""
     points, draws = levels[:, 0, 0], levels[:, :, 1:]
-    seeds = np.random.default_rng(0).integers(len(points), size=(len(points), 1, draws.shape[2]))
+    count = len(points)
+    seeds = np.random.default_rng(0).integers(count, size=(count, 1, DRAWS))
     drawn = np.take_along_axis(draws, seeds, axis=0).mean(axis=0)  # (2, D)
     bounds = Interval(*map(percentiles, drawn))
     return {
@@ -178,18 +183,26 @@ def verdict(effects: dict[str, dict], expected: int) -> str:
 # ---- the old question --------------------------------------------------------------------------------------
 
 
-def as_trained(scores: dict, trained: dict[str, dict[str, int]]) -> dict[str, list[Scores]]:
+def as_trained(scores: Splits, trained: dict[str, dict[str, int]]) -> dict[str, list[Scores]]:
     """The pairs of new_prompt on which the trained question and the new one differ, with the trained one's label.
 
     trained: task of new_prompt -> hash of a text -> the trained question's label."""
     groups = {}
     for group, tasks in scores.get("new_prompt", {}).items():
         for task in tasks:
-            old = np.array([trained.get(task.task, {}).get(text, -1) for text in task.clusters])
+            labels = trained.get(task.task, {})
+            old = np.array([labels.get(text, -1) for text in task.clusters])
             differs = (old >= 0) & (old != task.labels)
             if differs.any():
-                rows = [values[differs] for values in (old, task.clusters, task.base, task.adapter)]
-                turned = Scores(task.task, task.domain, *rows, criterion=task.criterion)
+                turned = Scores(
+                    task.task,
+                    task.domain,
+                    old[differs],
+                    task.clusters[differs],
+                    task.base[differs],
+                    task.adapter[differs],
+                    criterion=task.criterion,
+                )
                 groups.setdefault(group, []).append(turned)
     return groups
 
@@ -200,17 +213,20 @@ def trained_labels(mixture: Mixture) -> dict[str, dict[str, int]]:
     Of several questions trained on these texts: the one with most of them, and of those one of the same criterion."""
     found = {}
     for task in mixture.split_tasks("new_prompt"):
-        texts, most = {row.text for row in task.rows}, (0, False)
-        for other in mixture.train:
-            shared = [row for row in other.rows if row.text in texts]
-            rank = (len(shared), other.criterion == task.criterion)
+        texts = {row.text for row in task.rows}
+        most = (0, False)
+        for old in mixture.train:
+            shared = [row for row in old.rows if row.text in texts]
+            rank = (len(shared), old.criterion == task.criterion)
             if rank > most:
-                most, answers = rank, same_words(other, task)
+                most, answers = rank, same_words(old, task)
                 found[task.name] = {text_hash(row.text): answers[row.label] for row in shared}
     return found
 
 
 def same_words(old: Task, new: Task) -> list[int]:
     """Label of the old task -> the new one's that bears the same word; of other words, the one in the same place."""
-    words = list(new.labels)
-    return [words.index(word) if word in words else place for place, word in enumerate(old.labels)]
+    words, answers = list(new.labels), []
+    for place, word in enumerate(old.labels):
+        answers.append(words.index(word) if word in words else place)
+    return answers

@@ -23,10 +23,13 @@ def results(runs: list[Run], of_baselines: dict[str, Table]) -> dict:
     plain = regimes.get("none", [])
     minus = {"base": table(regimes)}
     for other, names in COMPARED.items():
+        others = regimes.get(other, [])
         of_names = {name: regimes[name] for name in names if name in regimes}
-        minus[other] = table(of_names, partial(against, others=regimes.get(other, [])))
-    mixed = [run for run in kinds["regime"] + kinds["share"] if run.cell.x is not None]
+        minus[other] = table(of_names, partial(against, others=others))
+    mixed = kinds["regime"] + kinds["share"]
+    mixed = [run for run in mixed if run.cell.x is not None]
     mixed.sort(key=lambda run: run.cell.x)
+    bases = kinds["base"] and plain + kinds["base"]
     effects = {
         "The six questions": answers(minus),
         "Uplift over the base": minus["base"] | of_baselines.get("uplift", {}),
@@ -35,7 +38,7 @@ def results(runs: list[Run], of_baselines: dict[str, Table]) -> dict:
         "Uplift by share of instruction rows": table(grouped(mixed, "x")),
         "Uplift by training tasks": table(grouped(kinds["tasks"], "x")),
         "Uplift by training rows a task": table(grouped(kinds["rows"], "x")),
-        "Uplift by base": table(grouped(plain + kinds["base"] if kinds["base"] else [], "model")),
+        "Uplift by base": table(grouped(bases, "model")),
         "Uplift by domain trained on": table(grouped(kinds["transfer"], "label")),
     }
     levels = {
@@ -46,8 +49,11 @@ def results(runs: list[Run], of_baselines: dict[str, Table]) -> dict:
         "Self labels": {run.cell.name: run.report["labels"] for run in runs if "labels" in run.report},
         "AUROC by labelled rows of a new domain": scarce(kinds["scarce"], plain),
     }
-    seeds = {name: len(of_one) for name, of_one in regimes.items()}
-    return {"seeds": seeds, "effects": effects, "levels": levels}
+    return {
+        "seeds": {name: len(of_one) for name, of_one in regimes.items()},
+        "effects": effects,
+        "levels": levels,
+    }
 
 
 def grouped(runs: list[Run], name: str) -> dict[object, list[Run]]:
@@ -77,17 +83,19 @@ def inter_task(runs: list[Run]) -> dict:
 def scarce(runs: list[Run], plain: list[Run]) -> Table:
     """AUROC after training on k labelled rows of a held-out domain, mean over domains and seeds, from base and adapter."""
     points = defaultdict(lambda: defaultdict(list))
-    for run in {(run.cell.label, run.cell.seed): run for run in runs}.values():
-        names = {task.task for task in run.tasks["trained"]}
+    for of_domain in grouped(runs, "label").values():
+        names = {task.task for task in of_domain[0].tasks["trained"]}
         for before in plain:
-            tasks = [task for task in before.tasks.get("new_domain", []) if task.task in names]
-            if tasks and before.cell.seed == run.cell.seed:
+            tasks = before.tasks.get("new_domain", [])
+            tasks = [task for task in tasks if task.task in names]
+            if tasks:
                 untrained = Run(before.cell, {"": tasks})
                 for start in ("base", "adapter"):
                     points["0"][f"from the {start}"].append(untrained.level(start, ""))
     for run in runs:
-        start = "adapter" if run.cell.after else "base"
-        points[str(run.cell.x or "all")][f"from the {start}"].append(run.level("adapter", "trained"))
+        k = str(run.cell.x or "all")
+        start = "from the adapter" if run.cell.after else "from the base"
+        points[k][start].append(run.level("adapter", "trained"))
     found = {}
     for k, starts in points.items():
         found[k] = {start: effect(np.stack(levels)) for start, levels in starts.items()}
@@ -96,8 +104,9 @@ def scarce(runs: list[Run], plain: list[Run]) -> Table:
 
 def measure_baselines(model, tokenizer, mixture: Mixture) -> dict[str, Table]:
     """ "uplift" over the base in AUROC, "auroc", "performance" -> baseline -> place -> effect."""
-    found = baselines(model, tokenizer, mixture)
-    runs_of = {name: [Run(None, by_place(scores))] for name, scores in found.items()}
+    runs_of = {}
+    for name, scores in baselines(model, tokenizer, mixture).items():
+        runs_of[name] = [Run(None, by_place(scores))]
     return {
         "uplift": table(runs_of),
         "auroc": table(runs_of, level),
@@ -123,7 +132,8 @@ def grid(title: str, columns: Table, sign: str = "+") -> str:
     lines = [["", *columns], ["---"] * (1 + len(columns))]
     for row in rows:
         lines.append([row, *(shown(column.get(row), sign) for column in columns.values())])
-    return "\n".join([f"## {title}\n", *(f"| {' | '.join(line)} |" for line in lines)]) if rows else ""
+    written = [f"| {' | '.join(line)} |" for line in lines]
+    return "\n".join([f"## {title}\n", *written]) if rows else ""
 
 
 def shown(value, sign: str = "+") -> str:

@@ -118,10 +118,12 @@ def labelled_rows(mixture: Mixture, seed: int, labels: list[SelfLabel]) -> dict[
     chosen = {}
     for task in mixture.train:
         names = list(task.labels)
-        answers = [names.index(label.label) for label in labels if label.task == task.name]
-        rows = unlabelled_rows(mixture, task, seed)
-        rows = [replace(row, label=answer) for row, answer in zip(rows, answers)]
-        pools = [[row for row in rows if row.label == label] for label in range(len(names))]
+        answers = [label.label for label in labels if label.task == task.name]
+        rows, pools = [], [[] for _ in names]
+        for row, answer in zip(unlabelled_rows(mixture, task, seed), answers):
+            label = names.index(answer)
+            rows.append(replace(row, label=label))
+            pools[label].append(rows[-1])
         fewest = min(map(len, pools)) if mixture.balance else 0
         chosen[task.name] = [row for pool in pools for row in pool[:fewest]] or rows
         random.Random(f"self-{seed}-{task.name}").shuffle(chosen[task.name])
@@ -133,9 +135,10 @@ def label_quality(labels: list[SelfLabel], mixture: Mixture) -> dict:
     areas = []
     for task in mixture.train:
         of_task = [label for label in labels if label.task == task.name]
-        positives = np.array([label.gold == list(task.labels)[0] for label in of_task], dtype=bool)
-        areas.append(auroc(np.array([label.log_odds[0] for label in of_task]), positives))
-    areas = [area for area in areas if area is not None]
+        z = np.array([label.log_odds[0] for label in of_task])
+        positive = next(iter(task.labels))
+        area = auroc(z, np.array([label.gold == positive for label in of_task], dtype=bool))
+        areas += [] if area is None else [area]
     return {
         "rows": len(labels),
         "right": fmean(label.label == label.gold for label in labels),
@@ -148,7 +151,8 @@ def label_quality(labels: list[SelfLabel], mixture: Mixture) -> dict:
 
 
 def save_labels(labels: list[SelfLabel], path: Path) -> None:
-    write_text(path, "".join(json.dumps(asdict(label), ensure_ascii=False) + "\n" for label in labels))
+    lines = [json.dumps(asdict(label), ensure_ascii=False) for label in labels]
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def load_labels(path: Path, mixture: Mixture, seed: int) -> list[SelfLabel]:
