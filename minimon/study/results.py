@@ -24,7 +24,7 @@ def results(runs: list[Run], of_baselines: dict[str, Table]) -> dict:
     minus = {"base": table(regimes)}
     for other, names in COMPARED.items():
         others = regimes.get(other, [])
-        of_names = {name: regimes[name] for name in names if name in regimes}
+        of_names = {name: regimes[name] for name in names if others and name in regimes}
         minus[other] = table(of_names, partial(against, others=others))
     mixed = kinds["regime"] + kinds["share"]
     mixed = [run for run in mixed if run.cell.x is not None]
