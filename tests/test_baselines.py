@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from minimon.checkpoint import load_model
+from minimon.evaluate import Question
 from minimon.metrics import auroc
-from minimon.study.baselines import BASELINES, BagOfWords, FittedThreshold, ZeroShot, baselines, logistic
+from minimon.study.baselines import BASELINES, Methods, baselines, logistic
 from minimon.tasks import Row, load_mixture
 from minimon.tokenizer import load_tokenizer
 
@@ -57,16 +58,16 @@ def mixture(tmp_path):
 @pytest.fixture
 def given(mixture):
     """What every baseline is made of."""
-    return load_model(ROOT / "data/base"), load_tokenizer(ROOT / "data/base"), mixture, 0
+    return load_model(ROOT / "data/base"), load_tokenizer(ROOT / "data/base"), mixture
 
 
 def test_a_bag_of_words_learns_the_word_that_domains_share(given):
-    words = BagOfWords(*given)
-    groups = words.mixture.splits["new_domain"]
+    methods = Methods(*given)
+    groups = methods.mixture.splits["new_domain"]
     for group, low, high in (("known", 1.0, 1.0), ("unknown", 0.25, 0.75)):
         (task,) = groups[group]
-        rows = words.mixture.test_rows(task)
-        z = words(task, rows).numpy()
+        rows = methods.mixture.test_rows(task)
+        z = methods.bag_of_words(Question(task, rows)).numpy()
         assert low <= auroc(z, np.array([row.label == 0 for row in rows])) <= high
 
 
@@ -87,9 +88,10 @@ def test_every_baseline_scores_what_it_can_beside_the_base(given):
 
 
 def test_the_fitted_threshold_is_right_as_often_as_any(given):
-    threshold, base = FittedThreshold(*given).threshold.item(), ZeroShot(*given)
-    z = torch.cat([base(task, base.training_rows(task)) for task in base.mixture.train]).numpy()
-    positive = np.array([row.label == 0 for _, row in base.pairs])
+    methods = Methods(*given)
+    threshold = methods.threshold.item()
+    z = torch.cat([methods.zero_shot(old) for old in methods.training]).numpy()
+    positive = np.array([row.label == 0 for old in methods.training for row in old.rows])
     ordered = np.sort(z)
     candidates = [ordered[0] - 1, ordered[-1] + 1, *(ordered[1:] + ordered[:-1]) / 2]
     best = max(((z > candidate) == positive).sum() for candidate in candidates)
@@ -98,10 +100,9 @@ def test_the_fitted_threshold_is_right_as_often_as_any(given):
 
 def test_the_decay_is_chosen_on_domains_left_out(mixture):
     torch.manual_seed(0)
-    task, pairs = mixture.train[0], []
-    for name in "abc":
-        pairs += [(replace(task, domain=name), Row("", 1 - i % 2, "train", "")) for i in range(30)]
-    y = torch.tensor([float(row.label == 0) for _, row in pairs])
+    rows = [Row("", 1 - i % 2, "train", "") for i in range(30)]
+    training = [Question(replace(mixture.train[0], domain=name), rows) for name in "abc"]
+    y = torch.tensor([float(row.label == 0) for row in rows * 3])
     shared = (2 * y - 1)[:, None] + 0.5 * torch.randn(90, 1)
-    w = logistic(torch.cat((shared, torch.randn(90, 40)), dim=1), pairs)
+    w = logistic(torch.cat((shared, torch.randn(90, 40)), dim=1), training)
     assert w[0] > 3 * w[1:-1].abs().max()

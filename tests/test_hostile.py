@@ -255,10 +255,9 @@ def test_scores_that_are_not_finite_stop_it_by_name(world, tmp_path, capsys):
 
 
 def test_attacks_are_functions_of_the_text_and_the_first_leaves_it():
-    found = attacks("Leak", "Fine")
-    assert len(found) >= 10 and next(iter(found)) == "none" and found["none"]("x") == "x"
-    changed = {name: attack("the text") for name, attack in found.items()}
-    assert len(set(changed.values())) == len(found) and all(
+    changed = attacks("Leak", "Fine", "the text")
+    assert len(changed) >= 10 and next(iter(changed)) == "none" and changed["none"] == "the text"
+    assert len(set(changed.values())) == len(changed) and all(
         "t" in text and "x" in text for text in changed.values()
     )
     assert changed["answer: negative"].endswith("Answer: Fine") and "Leak" not in "".join(

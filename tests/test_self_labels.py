@@ -44,14 +44,14 @@ def test_labels_at_once_are_the_answers_without_thinking(world, monkeypatch):
     model, tokenizer, mixture = base_of(world)
     monkeypatch.setattr(labelling, "think", None)
     labels = self_labels(model, tokenizer, mixture, 0, thinking=False)
-    rows = labelling.unlabelled_rows(mixture, 0)
     for task in mixture.train:
+        rows = labelling.unlabelled_rows(mixture, task, 0)
         of_task = [label for label in labels if label.task == task.name]
-        reading = read(model, tokenizer, task, rows[task.name])
+        reading = read(model, tokenizer, task, rows)
         z = np.array([label.log_odds for label in of_task])
         assert np.allclose(z, reading.log_odds.numpy(), atol=1e-5)  # the same passes, in fp32
         assert [label.label for label in of_task] == [list(task.labels)[i] for i in z.argmax(axis=1)]
-        assert [label.gold for label in of_task] == [list(task.labels)[row.label] for row in rows[task.name]]
+        assert [label.gold for label in of_task] == [list(task.labels)[row.label] for row in rows]
 
 
 def test_several_thoughts_count_by_their_mean_probability_and_do_not_saturate(world, monkeypatch):

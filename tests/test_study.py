@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import train
-from minimon.metrics import DRAWS, Scores, intervals
+from minimon.metrics import DRAWS, Scores, auroc, intervals
 from minimon.report.scores import text_hash
 from minimon.run.cli import parse
 from minimon.study import __main__ as study
@@ -20,22 +20,22 @@ from minimon.study.budget import Speed, fit_in, tokens_of
 from minimon.study.cells import PRESETS, REGIMES, Cell, plan
 from minimon.study.figures import write_figures
 from minimon.study.findings import (
-    Level,
-    Place,
     Run,
     against,
-    answers,
-    difference,
+    as_trained,
+    by_place,
     direction,
-    old_question,
+    effect,
+    level,
+    trained_labels,
     uplift,
     verdict,
 )
-from minimon.study.results import results, text, trained_labels
+from minimon.study.results import results, text
 from minimon.tasks import load_mixture
 
 ROOT = Path(__file__).resolve().parent.parent
-ADJACENT, REVERSED = Place("new_domain", "adjacent"), Place("new_prompt", "reversed")
+ADJACENT, REVERSED = "new_domain / adjacent", "new_prompt / reversed"
 
 
 def scores(name, seed, gain, n=60, domain="d"):
@@ -60,21 +60,21 @@ def run(seed, gain, far=0.5, name="none"):
         "new_domain": {"adjacent": tasks, "far": [scores("f", seed + 50, far)]},
         "new_prompt": {"reversed": [scores("r", seed + 70, -1.5)]},
     }
-    return Run(cell(name, seed=seed, label=name), splits)
+    return Run(cell(name, seed=seed, label=name), by_place(splits))
 
 
 def test_an_effect_is_the_mean_over_seeds_with_seeds_drawn_anew():
     def levels(*means):
-        return [Level(mean, np.full(DRAWS, mean), np.full(DRAWS, mean)) for mean in means]
+        return np.broadcast_to(np.array(means)[:, None, None], (len(means), 2, 1 + DRAWS))
 
-    found = difference(levels(0.3, 0.5), levels(0.1, 0.1))
+    found = effect(levels(0.3, 0.5) - levels(0.1, 0.1))
     assert found["mean"] == pytest.approx(0.3) and found["seeds"] == pytest.approx([0.2, 0.4])
     assert found["ci95"] == pytest.approx([0.2, 0.4])
 
 
 def test_intervals_are_over_transcripts_and_over_tasks_and_the_wider_is_the_headline():
     one = run(0, 2.0)
-    found, expected = uplift([one], ADJACENT), intervals(one.tasks(ADJACENT))["auroc"]["uplift"]
+    found, expected = uplift([one], ADJACENT), intervals(one.tasks[ADJACENT])["auroc"]["uplift"]
     assert found["transcripts_ci95"] == expected.transcripts and found["tasks_ci95"] == expected.tasks
     assert found["ci95"] == expected.headline
     many = [run(seed, 2.0) for seed in range(5)]
@@ -84,7 +84,7 @@ def test_intervals_are_over_transcripts_and_over_tasks_and_the_wider_is_the_head
 def test_a_gain_of_a_few_tasks_is_no_claim_about_tasks():
     gains = {name: gain for name, gain in zip("abcdef", (4.0, 0.5, 4.0, 0.5, 0.5, 0.5), strict=True)}
     tasks = [scores(name, ord(name), gain, n=400) for name, gain in gains.items()]
-    found = uplift([Run(cell("none"), {"new_domain": {"": tasks}})], Place("new_domain"))
+    found = uplift([Run(cell("none"), {"new_domain": tasks})], "new_domain")
     low, high = found["transcripts_ci95"]
     assert low > 0 and found["tasks_ci95"][1] - found["tasks_ci95"][0] > 2 * (high - low)
     assert found["ci95"] == found["tasks_ci95"]
@@ -92,9 +92,9 @@ def test_a_gain_of_a_few_tasks_is_no_claim_about_tasks():
 
 def test_regimes_are_compared_on_the_seeds_that_both_have():
     many = [run(seed, 2.0) for seed in range(3)]
-    same = against(many, many[1:], ADJACENT)
+    same = against(many, ADJACENT, many[1:])
     assert same["mean"] == 0 and same["ci95"] == [0, 0] and len(same["seeds"]) == 2
-    assert direction(same) == "not shown" and against(many[:1], many[1:], ADJACENT) is None
+    assert direction(same) == "not shown" and against(many[:1], ADJACENT, many[1:]) is None
 
 
 def regimes_of(**gains):
@@ -102,28 +102,27 @@ def regimes_of(**gains):
 
 
 def test_the_questions_are_answered_from_the_regimes_there_are():
-    regimes = regimes_of(none=2.0, joint=2.0, self=1.5) | {"self-at-once": regimes_of(once=0.5)["once"]}
-    found = answers(regimes)
-    assert {answer["question"] for answer in found} == {1, 2, 3, 6}
-    assert all(len(answer["seeds"]) == 3 for answer in found)
-    by_measure = {answer["measure"]: answer for answer in found}
-    kept = by_measure["new_domain / adjacent: joint - classification alone"]
-    assert kept["mean"] == 0 and kept["verdict"] == "not shown"
-    assert by_measure["new_domain / adjacent: self labels - self labels at once"]["verdict"] == "more"
-    assert answers({"joint": regimes["joint"]}) == []
+    gains = {"none": 2.0, "joint": 2.0, "self": 1.5, "self-at-once": 0.5}
+    runs = [run(seed, gain, name=name) for name, gain in gains.items() for seed in range(3)]
+    effects = results(runs, {})["effects"]
+    assert [question[0] for question in effects["The six questions"]["verdict"]] == ["1", "2", "3", "6"]
+    assert all(len(found["seeds"]) == 3 for found in effects["The six questions"]["effect"].values())
+    kept = effects["Uplift over classification alone"]["joint"][ADJACENT]
+    assert kept["mean"] == 0 and direction(kept) == "not shown"
+    assert direction(effects["Uplift over self labels at once"]["self"][ADJACENT]) == "more"
 
 
-def answer(mean, half, group=None, expected=1):
-    effect = {"mean": mean, "ci95": [mean - half, mean + half]}
-    return {**effect, "expected": expected, "group": group, "verdict": direction(effect)}
+def around(mean, half):
+    return {"mean": mean, "ci95": [mean - half, mean + half]}
 
 
 def test_the_verdict_on_a_question_says_whether_the_study_could_have_told():
-    assert verdict([answer(0.1, 0.05)]) == "shown" and verdict([answer(-0.1, 0.05, expected=-1)]) == "shown"
-    assert verdict([answer(0.0, 0.02), answer(0.1, 0.05, "adjacent")]) == "in part"
-    assert verdict([answer(0.1, 0.05), answer(0.0, 0.05)]) == "in part"
-    assert verdict([answer(0.0, 0.02)]) == "not shown" and verdict([answer(-0.2, 0.1)]) == "not shown"
-    assert verdict([answer(0.01, 0.05)]) == "not answerable at this size"
+    whole, group = "new_domain: none - base", "new_domain / adjacent: none - base"
+    assert verdict({whole: around(0.1, 0.05)}, 1) == verdict({whole: around(-0.1, 0.05)}, -1) == "shown"
+    assert verdict({whole: around(0.0, 0.02), group: around(0.1, 0.05)}, 1) == "in part"
+    assert verdict({whole: around(0.1, 0.05), "new_prompt: joint - none": around(0.0, 0.05)}, 1) == "in part"
+    assert verdict({whole: around(0.0, 0.02)}, 1) == verdict({whole: around(-0.2, 0.1)}, 1) == "not shown"
+    assert verdict({whole: around(0.01, 0.05)}, 1) == "not answerable at this size"
 
 
 def test_the_old_question_share_is_of_the_pairs_on_which_the_questions_differ():
@@ -133,12 +132,13 @@ def test_the_old_question_share_is_of_the_pairs_on_which_the_questions_differ():
     stuck = replace(task, adapter=np.stack([z, -z], axis=1))
     texts = dict(zip(task.clusters, old.tolist(), strict=True))
     same = {text: label for text, label in zip(task.clusters, task.labels.tolist(), strict=True)}
-    runs = [Run(cell("none"), {"new_prompt": {"turned": [stuck]}})]
-    found = old_question(runs, {"r": texts})["new_prompt / turned"]
-    assert found["adapter"]["mean"] == 1 and found["adapter"]["ci95"] == [1, 1]
+    groups = {"new_prompt": {"turned": [stuck]}}
+    runs = [Run(cell("none"), {"turned": as_trained(groups, {"r": texts})["turned"]})]
+    share = level(runs, "turned", key="performance")
+    assert share["mean"] == 1 and share["ci95"] == [1, 1]
     right = (task.base.argmax(axis=1) == task.labels).mean()
-    assert found["base"]["mean"] == pytest.approx(1 - right)
-    assert old_question(runs, {"r": same}) == old_question(runs, {}) == {}
+    assert level(runs, "turned", which="base", key="performance")["mean"] == pytest.approx(1 - right)
+    assert as_trained(groups, {"r": same}) == as_trained(groups, {}) == {}
 
 
 def test_the_plan_holds_every_cell_once_and_mixtures_that_load(tmp_path):
@@ -148,18 +148,18 @@ def test_the_plan_holds_every_cell_once_and_mixtures_that_load(tmp_path):
     cells = plan(preset, mixture, tmp_path)
     names = [cell.name for cell in cells]
     assert len(names) == len(set(names))
+    assert names[:2] == ["none-seed0", "none-seed1"]  # what all others are compared with
     assert [name for name in names if name.endswith("-seed1")] == [f"{name}-seed1" for name in preset.regimes]
-    by_name = {cell.name: cell for cell in cells}
+    by_name, speed = {cell.name: cell for cell in cells}, Speed(1.0, {})
     for name in ("joint0.1", "tasks8", "from-shell", "scarce-clinic-8-base"):
         planned = by_name[f"{name}-seed0"].mixture
         written = load_mixture(planned.path)
         assert [task.name for task in written.train] == [task.name for task in planned.train]
-        assert written.cap == planned.cap and written.splits.keys() == {
-            key for key in planned.splits if planned.splits[key]
-        }
+        assert written.cap == planned.cap and written.splits.keys() == planned.splits.keys()
 
     def rows_of(name):
-        return sum(len(by_name[name].mixture.train_rows(task, 0)) for task in by_name[name].mixture.train)
+        rows = tokens_of(replace(by_name[name], flags=f"{by_name[name].flags} --labels self-at-once"), speed)
+        return rows["read"] - tokens_of(by_name[name], speed)["read"]
 
     assert len(by_name["tasks8-seed0"].mixture.train) == 8
     assert rows_of("tasks8-seed0") == pytest.approx(rows_of("tasks32-seed0"), rel=0.1)
@@ -171,7 +171,8 @@ def test_the_plan_holds_every_cell_once_and_mixtures_that_load(tmp_path):
     )
     starts = [cell for cell in cells if cell.kind == "scarce"]
     assert len(starts) == 3 * 4 * 2
-    assert all(cell.after == ("none-seed0" if cell.start == "adapter" else None) for cell in starts)
+    for cell in starts:
+        assert cell.after == ("none-seed0" if "-adapter-" in cell.name else None)
 
 
 def test_the_presets_differ_in_size_alone():
@@ -265,10 +266,14 @@ def test_a_study_that_was_stopped_goes_on_and_reports(world, tmp_path, children,
     assert study.main(settings) == 0 and len(children.done) == len(set(children.done)) == 6
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["cells"] == found["planned"] == 6
-    assert {answer["question"] for answer in found["answers"]} == {1, 2, 3, 4, 6}
-    assert found["labels"]["self-seed0"]["rows"] > 0 and "bag of words" in found["baselines"]
-    assert [row["question"] for row in found["questions"]] == [1, 2, 3, 4, 6]
-    assert found["old_question"]["none"]["new_prompt / turned"]["adapter"]["mean"] >= 0
+    effects, levels = found["effects"], found["levels"]
+    assert [question[0] for question in effects["The six questions"]["verdict"]] == list("12346")
+    assert levels["Self labels"]["self-seed0"]["rows"] > 0 and levels["AUROC"].keys() > {
+        "bag of words",
+        "base",
+    }
+    assert levels["Old-question share"]["none"]["old_question / turned"]["mean"] >= 0
+    assert levels["Inter-task generalization"]["none"]["seeds above epsilon"] in ("0 of 1", "1 of 1")
     assert "# Results of the study" in (tmp_path / "results.md").read_text()
     assert "hours for 6 cells" in (tmp_path / "plan.md").read_text()
     assert "6 of 6 cells" in capsys.readouterr().out
@@ -314,8 +319,7 @@ def test_what_cannot_be_studied_is_refused(world, tmp_path):
 
 
 def test_curves_transfer_and_scarce_labels_are_made_of_the_fields_of_cells(tmp_path):
-    judged = {"mean": 0.6, "base_mean": 0.5, "epsilon": 0.75, "generalizes": False}
-    report, runs = {"splits": {}, "inter_task": judged}, []
+    report, runs = {"inter_task": {"generalizes": False}}, []
     for seed in (0, 1):
         for name, x, gain in (("none", 0.0, 2.0), ("joint", 0.25, 1.5)):
             runs.append(replace(run(seed, gain), cell=cell(name, seed=seed, label=name, x=x), report=report))
@@ -327,26 +331,27 @@ def test_curves_transfer_and_scarce_labels_are_made_of_the_fields_of_cells(tmp_p
             "trained": {"": [scores("s", seed, 3.0, domain="shell")]},
             "new_domain": {"home": [scores("h", seed, 0.5, domain="home")]},
         }
-        runs.append(Run(cell("from-shell", "transfer", seed, label="shell"), splits))
+        runs.append(Run(cell("from-shell", "transfer", seed, label="shell"), by_place(splits)))
         for k, gain in ((8, 1.0), (None, 3.0)):
-            for start in ("base", "adapter"):
-                few = cell(f"scarce-d-{k}-{start}", "scarce", seed, label="d", x=k, start=start)
-                runs.append(Run(few, {"trained": {"": [scores("a", seed, gain)]}}))
-    numbers = results(runs, {}, {})
-    fraction = numbers["dilution"]["fraction"]
-    assert [point["x"] for point in fraction] == [0, 0.1, 0.25, 0.5]
-    assert fraction[3]["new_domain / adjacent"]["mean"] > fraction[1]["new_domain / adjacent"]["mean"]
-    assert [point["x"] for key in ("tasks", "rows", "bases") for point in numbers["dilution"][key]] == [
-        8,
-        30,
-        "base",
-        "other",
-    ]
-    shell = numbers["transfer"]["shell"]
-    assert shell["shell"]["mean"] > 0.2 > abs(shell["home"]["mean"])
-    points = [(point["k"], point["start"]) for point in numbers["scarce"]]
-    assert points == [(k, start) for k in (0, 8, None) for start in ("adapter", "base")]
-    assert numbers["seeds"] == {"none": 2, "joint": 2} and "## Scarce labels" in text(numbers)
+            for start, after in (("base", None), ("adapter", f"none-seed{seed}")):
+                few = cell(f"scarce-d-{k}-{start}", "scarce", seed, label="d", x=k, after=after)
+                runs.append(Run(few, {"trained": [scores("a", seed, gain)]}))
+    numbers = results(runs, {})
+    effects, levels = numbers["effects"], numbers["levels"]
+    fraction = effects["Uplift by share of instruction rows"]
+    assert list(fraction) == ["0.0", "0.1", "0.25", "0.5"]
+    assert fraction["0.5"][ADJACENT]["mean"] > fraction["0.1"][ADJACENT]["mean"]
+    assert list(effects["Uplift by training tasks"]) == ["8"]
+    assert list(effects["Uplift by training rows a task"]) == ["30"]
+    assert list(effects["Uplift by base"]) == ["base", "other"]
+    shell = effects["Uplift by domain trained on"]["shell"]
+    assert shell["trained"]["mean"] > 0.2 > abs(shell["new_domain / home"]["mean"])
+    few = levels["AUROC by labelled rows of a new domain"]
+    assert list(few) == ["0", "8", "all"]
+    assert all(set(starts) == {"from the base", "from the adapter"} for starts in few.values())
+    (task, _), expected = run(0, 2.0).tasks[ADJACENT], few["0"]["from the adapter"]["seeds"]
+    assert len(expected) == 2 and expected[0] == auroc(task.adapter[:, 0], task.positives)
+    assert numbers["seeds"] == {"none": 2, "joint": 2} and "## AUROC by labelled rows" in text(numbers)
     pytest.importorskip("matplotlib", reason="figures need the plot extra")
     assert write_figures(numbers, tmp_path)
     assert (tmp_path / "study.png").stat().st_size > 10_000 and (tmp_path / "transfer.png").exists()

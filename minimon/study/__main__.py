@@ -9,14 +9,11 @@ If stopped, the same command goes on. Writes plan.md first, then, as cells end, 
 transfer.png where matplotlib is installed.
 """
 
-import os
 import shlex
 import signal
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -30,12 +27,11 @@ from minimon.run.cli import ROOT, one_line_errors, parse, setting, shipped
 from minimon.study.budget import fit_in, measure_speed
 from minimon.study.cells import PRESETS, Cell, Preset, plan
 from minimon.study.figures import write_figures
-from minimon.study.findings import Run
-from minimon.study.results import measure_baselines, results, text, trained_labels
-from minimon.tasks import Mixture, load_mixture
+from minimon.study.findings import Run, as_trained, by_place, trained_labels
+from minimon.study.results import OLD, measure_baselines, results, text
+from minimon.tasks import load_mixture
 from minimon.tokenizer import load_tokenizer
 
-WRITE_EVERY = 60  # seconds at least between results as cells end; those of a stopped study are written too
 STOPPED = (130, 143, -signal.SIGINT, -signal.SIGTERM)  # exit codes of a run that a signal ended
 
 
@@ -60,44 +56,50 @@ def main(settings: Settings) -> int:
     preset = chosen(settings)
     mixture, out = load_mixture(shipped(preset.mixture)), Path(preset.out)
     (out / "mixtures").mkdir(parents=True, exist_ok=True)
-    study = Study(preset, mixture, out, plan(preset, mixture, out))
-    if settings.results:
-        study.write()
-        return study.report()
-    threads = max(1, (os.cpu_count() or 1) // preset.jobs)
-    torch.set_num_threads(threads)
-    model, tokenizer = load_model(shipped(preset.model)), load_tokenizer(shipped(preset.model))
-    speed = measure_speed(model, tokenizer, mixture.train[0])
-    study.cells, arithmetic = fit_in(study.cells, speed, preset.jobs, settings.budget)
-    write_text(out / "plan.md", arithmetic)
-    print(arithmetic)
-    try:
-        study.run({"OMP_NUM_THREADS": str(threads)} if preset.jobs > 1 else {})
-    except KeyboardInterrupt as error:
-        study.write()
-        print(f"\nstopped; the same command goes on in {out}")
-        return 128 + (error.args[0] if error.args else signal.SIGINT)
-    if "baselines" in preset.parts and not (out / "baselines.json").exists():
-        torch.set_num_threads(os.cpu_count() or 1)
-        few = replace(mixture, cap=preset.label_cap or mixture.cap)
-        write_json(out / "baselines.json", measure_baselines(model, tokenizer, few))
+    study = Study(preset, out, plan(preset, mixture, out), trained_labels(mixture))
+    if not settings.results:
+        all_threads = torch.get_num_threads()
+        threads = max(1, all_threads // preset.jobs)
+        torch.set_num_threads(threads)
+        model, tokenizer = load_model(shipped(preset.model)), load_tokenizer(shipped(preset.model))
+        speed = measure_speed(model, tokenizer, mixture.train[0])
+        study.cells, arithmetic = fit_in(study.cells, speed, preset.jobs, settings.budget)
+        write_text(out / "plan.md", arithmetic)
+        print(arithmetic)
+        try:
+            study.run({"OMP_NUM_THREADS": str(threads)})
+        except KeyboardInterrupt as error:
+            study.write()
+            print(f"\nstopped; the same command goes on in {out}")
+            return 128 + (error.args[0] if error.args else signal.SIGINT)
+        if "baselines" in preset.parts and not study.baselines.exists():
+            torch.set_num_threads(all_threads)
+            few = mixture.restricted(cap=preset.label_cap)
+            write_json(study.baselines, measure_baselines(model, tokenizer, few))
     study.write()
-    return study.report()
+    print((out / "results.md").read_text(encoding="utf-8"))
+    print(f"{len(study.runs)} of {len(study.cells)} cells; results in {out}")
+    if study.failed:
+        names = ", ".join(sorted(study.failed))
+        print(f"failed: {names}; what each says is in cells/<name>.log", file=sys.stderr)
+    return 2 if study.failed else 0
 
 
 def chosen(settings: Settings) -> Preset:
-    """The preset with what the command line says otherwise."""
+    """The preset with what the command line says otherwise; its flags of train.py with those that are given."""
     preset = PRESETS[settings.preset]
-    given = {
-        key: value for key, value in asdict(settings).items() if value is not None and hasattr(preset, key)
-    }
-    if "parts" in given:
+    given = {}
+    for name, value in asdict(settings).items():
+        if value is not None and hasattr(preset, name):
+            given[name] = value
+    given["train"] = f"{preset.train} {settings.train or ''}".strip()
+    if settings.parts:
         given["parts"] = tuple(settings.parts.split(","))
     found = replace(preset, **given)
-    unknown = set(found.parts) - set(PRESETS["world"].parts)
-    if unknown or min(found.seeds, found.side_seeds, found.jobs) < 1:
+    counts = (found.seeds, found.side_seeds, found.jobs)
+    if set(found.parts) - set(Preset.parts) or min(counts) < 1:
         raise ValueError(
-            f"expected --parts of {', '.join(PRESETS['world'].parts)} and positive numbers of seeds and jobs; got "
+            f"expected --parts of {', '.join(Preset.parts)} and positive numbers of seeds and jobs; got "
             f"{', '.join(found.parts)}, {found.seeds}, {found.side_seeds}, {found.jobs}"
         )
     return found
@@ -106,109 +108,79 @@ def chosen(settings: Settings) -> Preset:
 @dataclass
 class Study:
     preset: Preset
-    mixture: Mixture
     out: Path
     cells: list[Cell]
+    trained: dict[str, dict[str, int]]  # see trained_labels
     runs: dict[str, Run] = field(default_factory=dict)  # of finished cells, with their draws
     failed: set[str] = field(default_factory=set)
-    written: float = 0.0  # when the results were
 
-    @cached_property
-    def trained(self) -> dict[str, dict[str, int]]:
-        return trained_labels(self.mixture)
+    @property
+    def baselines(self) -> Path:
+        return self.out / "baselines.json"
 
-    def directory(self, cell: Cell) -> Path:
-        return self.out / "cells" / cell.name
+    def directory(self, name: str) -> Path:
+        return self.out / "cells" / name
 
     def is_finished(self, cell: Cell) -> bool:
-        return (self.directory(cell) / "report.json").exists()
+        return (self.directory(cell.name) / "report.json").exists()
 
     def run(self, env: dict[str, str]) -> None:
-        """Every cell that is not finished, those that start from another's adapter last. A failure is printed at once."""
+        """Every cell that is not finished, in order. A failure is printed at once."""
         waiting = [cell for cell in self.cells if not self.is_finished(cell)]
-        done = len(self.cells) - len(waiting)
+        done, futures = len(self.cells) - len(waiting), {}
         with (
             ThreadPoolExecutor(self.preset.jobs) as pool,
             Children() as children,
             tqdm(total=len(self.cells), initial=done, desc="study", unit="cell") as bar,
         ):
-            for later in (False, True):
-                futures = {}
-                for cell in waiting:
-                    if bool(cell.after) == later and cell.after not in self.failed:
-                        futures[pool.submit(self.run_cell, cell, children, env)] = cell
-                for future in as_completed(futures):
-                    self.ended(futures[future], future.result())
-                    bar.update()
+            for cell in waiting:
+                first = futures.get(cell.after)
+                futures[cell.name] = pool.submit(self.run_cell, cell, first, children, env)
+            for future in as_completed(futures.values()):
+                self.ended(*future.result())
+                bar.update()
 
     def run_cell(
-        self,
-        cell: Cell,
-        children: Children,
-        env: dict[str, str],
-    ) -> int:
-        self.directory(cell).mkdir(parents=True, exist_ok=True)
-        command = [
-            sys.executable,
-            str(ROOT / "train.py"),
-            "--model",
-            cell.model,
-            "--mixture",
-            str(cell.mixture.path),
-        ]
-        command += [
-            "--seed",
-            str(cell.seed),
-            *shlex.split(cell.flags),
-            "--out",
-            str(self.directory(cell)),
-            "--resume",
-        ]
+        self, cell: Cell, first: Future | None, children: Children, env: dict[str, str]
+    ) -> tuple[Cell, int]:
+        """The cell and its exit code. It waits for `first`, whose adapter it starts from, and is left out where that failed."""
+        if first and first.result()[1]:
+            return cell, 0
+        directory = self.directory(cell.name)
+        directory.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, str(ROOT / "train.py"), "--resume", "--out", str(directory)]
+        command += ["--model", cell.model, "--mixture", str(cell.mixture.path)]
+        command += ["--seed", str(cell.seed), *shlex.split(cell.flags)]
         command += ["--base-scores", str(self.out / "base.safetensors")]
         if cell.after:
-            command += ["--init-adapter", str(self.out / "cells" / cell.after)]
-        return children.run(command, f"{self.directory(cell)}.log", env)
+            command += ["--init-adapter", str(self.directory(cell.after))]
+        return cell, children.run(command, f"{directory}.log", env)
 
     def ended(self, cell: Cell, code: int) -> None:
         if code in STOPPED:
             raise KeyboardInterrupt
         if code:
             self.failed.add(cell.name)
-            line = last_line(f"{self.directory(cell)}.log")
+            line = last_line(f"{self.directory(cell.name)}.log")
             tqdm.write(f"{cell.name}: train.py ended with {code}: {line}", file=sys.stderr)
-        elif time.time() > self.written + WRITE_EVERY:
+        else:
             self.write()
 
     def write(self) -> None:
         """results.json, results.md and the figures of the cells that are there."""
         for cell in self.cells:
             if cell.name not in self.runs and self.is_finished(cell):
-                scores = read_scores(self.directory(cell) / "scores.jsonl")
-                self.runs[cell.name] = Run(cell, scores, read_json(self.directory(cell) / "report.json"))
+                scores = read_scores(self.directory(cell.name) / "scores.jsonl")
+                scores[OLD] = as_trained(scores, self.trained)
+                report = read_json(self.directory(cell.name) / "report.json")
+                self.runs[cell.name] = Run(cell, by_place(scores), report)
         runs = [self.runs[cell.name] for cell in self.cells if cell.name in self.runs]
-        path = self.out / "baselines.json"
-        numbers = results(runs, read_json(path) if path.exists() else {}, self.trained)
-        about = {
-            "model": self.preset.model,
-            "mixture": self.preset.mixture,
-            "train": self.preset.train,
-        }
+        about = {name: getattr(self.preset, name) for name in ("model", "mixture", "train")}
         about |= {"cells": len(runs), "planned": len(self.cells)}
-        write_json(self.out / "results.json", {**about, **numbers})
+        numbers = results(runs, read_json(self.baselines) if self.baselines.exists() else {})
+        write_json(self.out / "results.json", about | numbers)
         write_text(self.out / "results.md", text(numbers))
         write_figures(numbers, self.out)
-        self.written = time.time()
-
-    def report(self) -> int:
-        """The exit code, after a last word."""
-        print((self.out / "results.md").read_text(encoding="utf-8"))
-        print(f"{len(self.runs)} of {len(self.cells)} cells; results in {self.out}")
-        if self.failed:
-            print(
-                f"failed: {', '.join(sorted(self.failed))}; what each says is in cells/<name>.log",
-                file=sys.stderr,
-            )
-        return 2 if self.failed else 0
 
 
 if __name__ == "__main__":

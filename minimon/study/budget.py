@@ -12,7 +12,7 @@ from minimon.generate import generate
 from minimon.study.cells import Cell
 from minimon.study.results import grid
 from minimon.study.self_labels import thought_tokens, unlabelled_rows
-from minimon.tasks import Task
+from minimon.tasks import Mixture, Task
 
 DEFAULTS = {"--steps": 400, "--batch-size": 24, "--instruct-steps": 200}  # train.py's
 TRAINED = 3  # passes that a trained token costs: one forward, about two backward, since the base is frozen
@@ -29,7 +29,8 @@ class Speed:
 
     def length(self, task: Task) -> float:
         """Tokens of a row with its prompt, about."""
-        return self.tokens_per_character * fmean(len(task.prompt + row.text) for row in task.rows[:SAMPLE])
+        characters = fmean(len(task.prompt + row.text) for row in task.rows[:SAMPLE])
+        return self.tokens_per_character * characters
 
 
 def measure_speed(model, tokenizer, task: Task) -> Speed:
@@ -43,46 +44,46 @@ def measure_speed(model, tokenizer, task: Task) -> Speed:
     started = time.time()
     generate(model, ids, max_new_tokens=WRITTEN, stop_ids=set())
     writing = WRITTEN * len(rows) / (time.time() - started)
-    per_second = {
-        "trained": reading / TRAINED,
-        "read": reading,
-        "written": writing,
-    }
+    per_second = {"trained": reading / TRAINED, "read": reading, "written": writing}
     return Speed(tokens / sum(len(task.prompt + row.text) for row in rows), per_second)
 
 
 def tokens_of(cell: Cell, speed: Speed) -> dict[str, float]:
     """{"trained", "read", "written"}: of the adapter alone, since all cells share the base's scores."""
-    mixture, flags = cell.mixture, DEFAULTS | dict(pairwise(cell.flags.split()))  # the last of a flag counts
-    if "--eval-rows" in flags or "--cap" in flags:
-        eval_rows, cap = (int(flags[name]) if name in flags else None for name in ("--eval-rows", "--cap"))
-        mixture = mixture.restricted(eval_rows=eval_rows, cap=cap)
-    steps = int(flags["--steps"]) + int(flags["--instruct-steps"]) * (cell.label == "after")
-    trained = steps * int(flags["--batch-size"]) * fmean(map(speed.length, mixture.train))
+    flags = DEFAULTS | dict(pairwise(cell.flags.split()))  # the last of a flag counts
+    mixture = restricted(cell.mixture, flags)
+    steps = int(flags["--steps"])
+    if flags.get("--instruct") == "after":
+        steps += int(flags["--instruct-steps"])
+    rows = steps * int(flags["--batch-size"])
     found = {
-        "trained": trained,
+        "trained": rows * fmean(map(speed.length, mixture.train)),
         "read": 0.0,
         "written": 0.0,
     }
-    for split, groups in mixture.splits.items():
-        for tasks in groups.values():
-            for task in tasks:
-                rows = len(mixture.test_rows(task, split))
-                found["read"] += rows * speed.length(task)
-                found["written"] += rows * (mixture.options[split].max_new_tokens or 0)
+    for split in mixture.splits:
+        for task in mixture.split_tasks(split):
+            rows = len(mixture.test_rows(task, split))
+            found["read"] += rows * speed.length(task)
+            found["written"] += rows * (mixture.options[split].max_new_tokens or 0)
     for task in mixture.train if "--labels" in flags else ():
-        rows = len(unlabelled_rows(mixture, cell.seed)[task.name])
+        rows = len(unlabelled_rows(mixture, task, cell.seed))
         found["read"] += rows * speed.length(task)
         found["written"] += rows * thought_tokens(mixture) * (flags["--labels"] == "self")
     return found
 
 
-def fit_in(
-    cells: list[Cell],
-    speed: Speed,
-    jobs: int,
-    budget: float | None,
-) -> tuple[list[Cell], str]:
+def restricted(mixture: Mixture, flags: dict[str, str]) -> Mixture:
+    """As train.py does it."""
+    eval_rows, cap = flags.get("--eval-rows"), flags.get("--cap")
+    return mixture.restricted(
+        splits=flags.get("--splits"),
+        eval_rows=eval_rows and int(eval_rows),
+        cap=cap and int(cap),
+    )
+
+
+def fit_in(cells: list[Cell], speed: Speed, jobs: int, budget: float | None) -> tuple[list[Cell], str]:
     """The first cells that fit into `budget` hours, all without one; and the arithmetic, a table in markdown."""
     kept, spent, by_kind = [], 0.0, {}
     for cell in cells:
@@ -91,15 +92,12 @@ def fit_in(
         spent += hours
         if budget is None or spent <= budget:
             kept.append(cell)
-        row = {
-            "cells": 1,
-            **{f"M tokens {kind}": count / 1e6 for kind, count in tokens.items()},
-            "hours": hours,
-        }
+        millions = {f"M tokens {kind}": count / 1e6 for kind, count in tokens.items()}
+        row = {"cells": 1, **millions, "hours": hours}
         by_kind.setdefault(cell.kind, Counter()).update(row)
     speeds = ", ".join(f"{kind} {count:.0f}" for kind, count in speed.per_second.items())
     title = f"Plan: {spent:.1f} hours for {len(cells)} cells, {jobs} at a time"
-    text = f"{grid(title, 'cells of', by_kind, sign='')}\n\nTokens a second, as measured here: {speeds}.\n"
+    text = f"{grid(title, by_kind)}\n\nTokens a second, as measured here: {speeds}.\n"
     if len(kept) < len(cells):
         left_out = ", ".join(cell.name for cell in cells[len(kept) :])
         text += f"\nA budget of {budget:g} hours holds {len(kept)} cells and leaves out {left_out}.\n"

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
@@ -19,7 +20,7 @@ REGIMES = {  # name -> flags of train.py
     "self": "--labels self",
     "self-at-once": "--labels self-at-once",
 }
-SCARCE_TASKS = 4  # of each held-out domain
+SCARCE_DOMAINS, SCARCE_TASKS = 3, 4  # held-out domains with labelled rows, and tasks of each
 CORE = ("new_domain", "new_prompt")  # splits that cells outside the regimes are measured on
 
 
@@ -41,7 +42,6 @@ class Preset:
     row_counts: tuple[tuple[int, int], ...] = ()  # training rows a task, and steps that see each once
     bases: tuple[str, ...] = ()  # other models
     labelled: tuple[int | None, ...] = (8, 32, 128, None)  # rows of a held-out domain
-    domains: int = 3  # held-out domains with labelled rows
     label_cap: int | None = None  # rows a task that the base labels, and that baselines learn from
     jobs: int = 1  # cells at a time
 
@@ -52,7 +52,7 @@ PRESETS = {
         model="data/smollm2",
         mixture="data/mixtures/real.toml",
         out="data/results/real",
-        train="--steps 200 --instruct-steps 60 --instruct-lr 2e-4",
+        train="--batch-size 32 --steps 200 --instruct-steps 60 --instruct-lr 2e-4",
         side_train="--steps 40",
         parts=("regimes", "dilution", "scarce", "baselines"),
         regimes=tuple(REGIMES),
@@ -74,28 +74,29 @@ class Cell:
     """One run of train.py, in the directory cells/<name>."""
 
     name: str
-    kind: str  # regime | share | tasks | rows | base | transfer | scarce
+    kind: str  # regime | share | base | rows | tasks | transfer | scarce
     seed: int
     model: str
     mixture: Mixture
     flags: str
-    label: str = ""  # the regime, the domain that is trained on, or the other model
+    label: str = ""  # the regime, or the domain that is trained on
     x: float | None = None  # place on a curve: a share, or a count (None: all)
-    start: str = "base"  # base | adapter
-    after: str | None = None  # the cell whose adapter this one starts from
+    after: str | None = None  # the cell whose adapter this one starts from; the base if None
 
 
 def plan(preset: Preset, mixture: Mixture, out: Path) -> list[Cell]:
-    """All cells; whole regimes first, seed by seed, so that a study cut short has whole seeds. Writes their mixtures into `out`."""
+    """All cells: classification alone of every seed, which all others are compared with; then the other regimes and at last
+    what surrounds them, seed by seed, so that a study cut short has whole seeds. Writes their mixtures into `out`."""
     planner, cells = Planner(preset, mixture, out), []
     if "regimes" in preset.parts:
         for seed in range(preset.seeds):
             cells += planner.regimes(seed)
+        cells.sort(key=lambda cell: cell.label != "none")
     for seed in range(preset.side_seeds):
         if "transfer" in preset.parts:
             cells += planner.transfer(seed)
         if "dilution" in preset.parts:
-            cells += planner.curves(seed)
+            cells += planner.dilution(seed)
         if "scarce" in preset.parts:
             cells += planner.scarce(seed)
     return cells
@@ -107,125 +108,100 @@ class Planner:
     mixture: Mixture
     out: Path
 
-    def cell(
-        self,
-        name: str,
-        kind: str,
-        seed: int,
-        mixture: Mixture,
-        flags: str = "",
-        **fields,
-    ) -> Cell:
-        fields = {"model": self.preset.model, **fields}
-        flags = f"{self.preset.train} {flags}"
-        return Cell(f"{name}-seed{seed}", kind, seed, mixture=mixture, flags=flags, **fields)
+    def cell(self, kind: str, name: str, seed: int, flags: str = "", **about) -> Cell:
+        """On the study's model and mixture unless `about` has others."""
+        about = {"model": self.preset.model, "mixture": self.mixture, **about}
+        return Cell(f"{name}-seed{seed}", kind, seed, flags=f"{self.preset.train} {flags}", **about)
 
-    def derive(
-        self,
-        name: str,
-        train: list[Task],
-        cap: int | None,
-        splits: dict,
-    ) -> Mixture:
-        """A mixture like the study's with other training tasks and splits, and its file."""
+    def derive(self, name: str, train: list[Task], splits: dict) -> Mixture:
+        """A mixture like the study's with other training tasks and splits, all rows of them, and its file."""
         path = self.out / "mixtures" / f"{name}.toml"
-        mixture = replace(self.mixture, name=name, path=path, train=train, cap=cap, splits=splits)
+        mixture = replace(self.mixture, name=name, path=path, train=train, cap=None, splits=splits)
         write_text(path, as_toml(mixture))
         return mixture
 
-    def core(self, train: list[Task]) -> dict:
-        """The core splits, without changed prompts on domains that these tasks do not train."""
-        domains, kept = {task.domain for task in train}, {}
-        for split in CORE:
-            for group, tasks in self.mixture.splits.get(split, {}).items():
-                tasks = [task for task in tasks if split == "new_domain" or task.domain in domains]
-                if tasks:
-                    kept.setdefault(split, {})[group] = tasks
-        return kept
-
-    def regimes(self, seed: int) -> list[Cell]:
-        instruct, cells = self.mixture.instruct, []
-        shares = {
-            "none": 0.0,
-            "joint": instruct and instruct.fraction,
-            "joint0.75": 0.75,
-        }
+    def regimes(self, seed: int) -> Iterator[Cell]:
+        instruct = self.mixture.instruct
+        shares = {"none": 0.0, "joint": instruct and instruct.fraction, "joint0.75": 0.75}
         for name in self.preset.regimes:
             flags = REGIMES[name]
-            if self.preset.label_cap and "--labels" in flags:
-                flags += f" --cap {self.preset.label_cap}"
+            if "--labels" in flags:
+                flags += capped(self.preset.label_cap)
             if instruct or "--instruct" not in flags:
-                cells.append(
-                    self.cell(name, "regime", seed, self.mixture, flags, label=name, x=shares.get(name))
-                )
-        return cells
+                yield self.cell("regime", name, seed, flags, label=name, x=shares.get(name))
 
-    def curves(self, seed: int) -> list[Cell]:
-        """Shares of instruction rows, training rows a task, training tasks, and other bases."""
-        cells, train, cap = [], self.mixture.train, self.mixture.cap
-        small = self.derive("small", train, cap, self.core(train))
-        for share in self.preset.shares if self.mixture.instruct else ():
-            flags = f"--instruct joint --instruct-fraction {share}"
-            cells.append(self.cell(f"joint{share:g}", "share", seed, small, flags, x=share))
-        for model in self.preset.bases:
-            cells.append(self.cell(f"base-{Path(model).name}", "base", seed, small, model=model, label=model))
-        for count, steps in self.preset.row_counts:
-            mixture = self.derive(f"rows{count}", train, count, self.core(train))
-            cells.append(self.cell(f"rows{count}", "rows", seed, mixture, f"--steps {steps}", x=count))
-        counts = [min(count or len(train), len(train)) for count in self.preset.task_counts]
+    def dilution(self, seed: int) -> Iterator[Cell]:
+        """Shares of instruction rows, other bases, training rows a task, and training tasks: on the core splits alone."""
+        preset, train = self.preset, self.mixture.train
+        core = f"--splits {','.join(split for split in CORE if split in self.mixture.splits)}"
+        for share in preset.shares if self.mixture.instruct else ():
+            flags = f"{core} --instruct joint --instruct-fraction {share}"
+            yield self.cell("share", f"joint{share:g}", seed, flags, x=share)
+        for model in preset.bases:
+            yield self.cell("base", f"base-{Path(model).name}", seed, core, model=model)
+        for count, steps in preset.row_counts:
+            yield self.cell("rows", f"rows{count}", seed, f"{core} --cap {count} --steps {steps}", x=count)
+        counts = [min(count or len(train), len(train)) for count in preset.task_counts]
         for count in dict.fromkeys(counts):
             tasks = random.Random(f"tasks-{seed}-{count}").sample(train, count)
-            rows = max(2, (cap or 64) * min(counts) // count)  # of each task, as many in all
-            mixture = self.derive(f"tasks{count}-seed{seed}", tasks, rows, self.core(tasks))
-            cells.append(self.cell(f"tasks{count}", "tasks", seed, mixture, x=count))
-        return cells
+            rows = max(2, (self.mixture.cap or 64) * min(counts) // count)  # of each task, as many in all
+            mixture = self.derive(f"tasks{count}-seed{seed}", tasks, self.core_splits(tasks))
+            yield self.cell("tasks", f"tasks{count}", seed, f"--cap {rows}", mixture=mixture, x=count)
 
-    def transfer(self, seed: int) -> list[Cell]:
+    def core_splits(self, train: list[Task]) -> dict:
+        """Without changed prompts on domains that these tasks do not train."""
+        domains, changed = {task.domain for task in train}, {}
+        for group, tasks in self.mixture.splits.get("new_prompt", {}).items():
+            changed[group] = [task for task in tasks if task.domain in domains]
+        return {"new_domain": self.mixture.splits.get("new_domain", {}), "new_prompt": changed}
+
+    def transfer(self, seed: int) -> Iterator[Cell]:
         """Trained on one domain, measured on all: the prompts that other domains were trained with are new to it."""
-        cells, splits = [], self.mixture.splits
-        new = list(splits.get("new_domain", {}).values())
-        measured = [task for tasks in splits.get("trained", {}).values() for task in tasks] + sum(new[:1], [])
-        for domain in dict.fromkeys(task.domain for task in self.mixture.train):
-            name, trained, others = f"from-{plain(domain)}", {}, {}
-            for task in measured:
-                groups, group = (trained, "") if task.domain == domain else (others, task.domain)
-                groups.setdefault(group, []).append(task)
-            train = [task for task in self.mixture.train if task.domain == domain]
-            mixture = self.derive(name, train, self.mixture.cap, {"trained": trained, "new_domain": others})
-            cells.append(self.cell(name, "transfer", seed, mixture, self.preset.side_train, label=domain))
-        return cells
+        flags = self.preset.side_train + capped(self.mixture.cap)
+        new = self.mixture.splits.get("new_domain", {}).values()
+        measured = by_domain(self.mixture.split_tasks("trained") + next(iter(new), []))
+        for domain, tasks in by_domain(self.mixture.train).items():
+            name, others = f"from-{plain(domain)}", dict(measured)
+            trained = others.pop(domain, [])
+            mixture = self.derive(name, tasks, {"trained": {"": trained}, "new_domain": others})
+            yield self.cell("transfer", name, seed, flags, mixture=mixture, label=domain)
 
-    def scarce(self, seed: int) -> list[Cell]:
+    def scarce(self, seed: int) -> Iterator[Cell]:
         """A few labelled rows of a held-out domain, from the base and from the classification adapter of its seed."""
-        cells, flags, first = [], f"{self.preset.side_train} --batch-size 8", f"none-seed{seed}"
         starts = {"base": None}
-        if "regimes" in self.preset.parts:
-            starts["adapter"] = first
-        for domain, tasks in self.held_out():
+        if "regimes" in self.preset.parts and seed < self.preset.seeds:
+            starts["adapter"] = f"none-seed{seed}"
+        for domain, tasks in self.held_out().items():
+            mixture = self.derive(f"scarce-{plain(domain)}", tasks, {"trained": {"": tasks}})
             for count in self.preset.labelled:
-                name, cap = f"scarce-{plain(domain)}-{count or 'all'}", count and max(2, count // len(tasks))
-                mixture = self.derive(name, tasks, cap, {"trained": {"": tasks}})
+                flags = f"{self.preset.side_train} --batch-size 8"
+                flags += capped(count and max(2, count // len(tasks)))
                 for start, after in starts.items():
-                    about = {
-                        "label": domain,
-                        "x": count,
-                        "start": start,
-                        "after": after,
-                    }
-                    cells.append(self.cell(f"{name}-{start}", "scarce", seed, mixture, flags, **about))
-        return cells
+                    name = f"{mixture.name}-{count or 'all'}-{start}"
+                    about = {"mixture": mixture, "label": domain, "x": count, "after": after}
+                    yield self.cell("scarce", name, seed, flags, **about)
 
-    def held_out(self) -> list[tuple[str, list[Task]]]:
+    def held_out(self) -> dict[str, list[Task]]:
         """The first domains with training rows of their own, groups of new_domain in turn, and their first tasks."""
-        domains, usable = {}, []
-        for tasks in zip_longest(*self.mixture.splits.get("new_domain", {}).values()):
-            for task in filter(None, tasks):
-                domains.setdefault(task.domain, []).append(task)
-        for domain, tasks in domains.items():
+        groups, usable = self.mixture.splits.get("new_domain", {}).values(), {}
+        in_turn = [task for tasks in zip_longest(*groups) for task in tasks if task]
+        for domain, tasks in by_domain(in_turn).items():
             tasks = tasks[:SCARCE_TASKS]
             if all(task.select("train", 2, balance=True, seed=0) for task in tasks):
-                usable.append((domain, tasks))
-        return usable[: self.preset.domains]
+                usable[domain] = tasks
+        return dict(list(usable.items())[:SCARCE_DOMAINS])
+
+
+def by_domain(tasks: list[Task]) -> dict[str, list[Task]]:
+    found = {}
+    for task in tasks:
+        found.setdefault(task.domain, []).append(task)
+    return found
+
+
+def capped(rows: int | None) -> str:
+    """The flag for so many rows of each training task."""
+    return f" --cap {rows}" if rows else ""
 
 
 def plain(name: str) -> str:
@@ -234,22 +210,25 @@ def plain(name: str) -> str:
 
 
 def as_toml(mixture: Mixture) -> str:
-    lines = [f"name = {json.dumps(mixture.name)}"]
-    lines += [f"max_chars = {mixture.max_chars}"] if mixture.max_chars else []
-    lines += ["[train]", f"tasks = {entries(mixture.train)}", f"balance = {json.dumps(mixture.balance)}"]
-    lines += [f"cap = {mixture.cap}"] if mixture.cap else []
-    if mixture.instruct:
-        lines += ["[instruct]", f"rows = {json.dumps(str(mixture.instruct.path.resolve()))}"]
-    lines.append("[eval]")
-    lines += [f"rows = {mixture.eval_rows}"] if mixture.eval_rows else []
+    tables = {
+        "train": {"tasks": entries(mixture.train), "balance": mixture.balance},
+        "eval": {"rows": mixture.eval_rows},
+    }
     for split, groups in mixture.splits.items():
-        rows = mixture.options[split].rows if split in mixture.options else None
-        lines += [f"[eval.{split}]"] if groups else []
-        lines += [f"rows = {rows}"] if groups and rows else []
-        for group, tasks in groups.items():
-            lines.append(f"{json.dumps(group or 'tasks')} = {entries(tasks)}")
+        named = {group or "tasks": entries(tasks) for group, tasks in groups.items() if tasks}
+        if named:
+            options = mixture.options.get(split)
+            tables[f"eval.{split}"] = {"rows": options and options.rows, **named}
+    lines = [f"name = {json.dumps(mixture.name)}"]
+    if mixture.max_chars:
+        lines.append(f"max_chars = {mixture.max_chars}")
+    for table, keys in tables.items():
+        lines.append(f"[{table}]")
+        for key, value in keys.items():
+            if value is not None:
+                lines.append(f"{json.dumps(key)} = {json.dumps(value)}")
     return "\n".join(lines) + "\n"
 
 
-def entries(tasks: list[Task]) -> str:
-    return json.dumps([f"{Path(task.where).resolve()}#{task.name}" for task in tasks])
+def entries(tasks: list[Task]) -> list[str]:
+    return [f"{Path(task.where).resolve()}#{task.name}" for task in tasks]

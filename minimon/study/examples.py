@@ -15,15 +15,18 @@ def with_examples(mixture: Mixture, count: int) -> Mixture:
     for split, groups in mixture.splits.items():
         splits[split] = {}
         for group, tasks in groups.items():
-            splits[split][group] = [showing(task, mixture.test_rows(task, split), count) for task in tasks]
+            splits[split][group] = []
+            for task in tasks:
+                tested = {row.text for row in mixture.test_rows(task, split)}
+                rest = [row for row in task.rows if row.text not in tested]
+                splits[split][group].append(showing(task, rest, count))
     return replace(mixture, splits=splits)
 
 
-def showing(task: Task, tested: list[Row], count: int) -> Task:
-    texts, names, examples = {row.text for row in tested}, list(task.labels), []
-    rest = [row for row in task.rows if row.text not in texts]
-    rng = random.Random(f"shots-{task.name}")
-    rng.shuffle(rest)
+def showing(task: Task, rows: list[Row], count: int) -> Task:
+    """The task with `count` of these rows in its prompt, labelled with its own words, the labels in turn."""
+    rng, names, examples = random.Random(f"shots-{task.name}"), list(task.labels), []
+    rest = rng.sample(rows, len(rows))
     for i in range(count):
         label = i % len(names)
         pool = [row for row in rest if row.label == label]

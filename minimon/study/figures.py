@@ -4,94 +4,80 @@ from pathlib import Path
 
 import numpy as np
 
-Series = dict[str, dict[str, dict]]  # label -> tick -> effect
+from minimon.study.findings import Table, split_of
+
 NAMES = {
     "none": "classification",
     "after": "then instructions",
     "only": "instructions only",
     "self": "self labels",
 }
-PLAIN = ("none", "joint", "joint0.75", "after", "only")
+PLAIN, OWN = ("none", "joint", "joint0.75", "after", "only"), ("none", "self", "self-at-once")
+SIX = (  # title, regimes and split of a panel; changed prompts with and without instruction rows stand in one
+    ("1. New domains", PLAIN, "new_domain"),
+    ("2, 3. Changed prompts, trained domains", PLAIN, "new_prompt"),
+    ("4. With thinking", PLAIN, "thinking"),
+    ("5. Summaries, judged by the base", PLAIN, "summary"),
+    ("6. Labels of its own", OWN, "new_domain"),
+)
+SHARES, TRANSFER = "Uplift by share of instruction rows", "Uplift by domain trained on"
+AROUND = (
+    TRANSFER,
+    "AUROC by labelled rows of a new domain",
+    "Uplift by training rows a task",
+    "Uplift by training tasks",
+    "Uplift by base",
+)
 
 
 def write_figures(numbers: dict, out: Path) -> bool:
     """study.png, the six answers, and transfer.png, what surrounds them. False where matplotlib is not installed."""
     try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         return False
-    curves = {title: series for title, series in around(numbers).items() if series}
-    columns = len(curves) + bool(numbers["transfer"])
+    tables = numbers["effects"] | numbers["levels"]
     figure = Figure(figsize=(13, 7), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axis, (title, series) in zip(figure.subplots(2, 3).flat, six(numbers).items()):
-        panel(axis, title, series, joined=title.startswith("3"))
+    *axes, last = figure.subplots(2, 3).flat
+    for axis, (title, regimes, split) in zip(axes, SIX):
+        panel(axis, title, of_regimes(tables["Uplift over the base"], regimes, split))
+    panel(last, SHARES, of_curve(tables[SHARES]), joined=True)
     figure.savefig(out / "study.png", dpi=110, metadata={"Software": None})
-    if columns:
-        figure = Figure(figsize=(6 * columns, 4.5), layout="constrained")
-        FigureCanvasAgg(figure)
-        axes = list(figure.subplots(1, columns, squeeze=False).flat)
-        if numbers["transfer"]:
-            heat_map(figure, axes.pop(0), numbers["transfer"])
-        for axis, (title, series) in zip(axes, curves.items()):
-            panel(axis, title, series, joined=True)
+    titles = [title for title in AROUND if tables[title]]
+    if titles:
+        figure = Figure(figsize=(6 * len(titles), 4.5), layout="constrained")
+        axes = figure.subplots(1, len(titles), squeeze=False).flat
+        for axis, title in zip(axes, titles):
+            if title == TRANSFER:
+                heat_map(axis, title, tables[title])
+            else:
+                panel(axis, title, of_curve(tables[title]), joined=True)
         figure.savefig(out / "transfer.png", dpi=110, metadata={"Software": None})
     return True
 
 
-def six(numbers: dict) -> dict[str, Series]:
-    """A panel a question; changed prompts with and without instruction rows stand in one."""
-    return {
-        "1. New domains": of_regimes(numbers, PLAIN, "new_domain"),
-        "2, 3. Changed prompts, trained domains": of_regimes(numbers, PLAIN, "new_prompt"),
-        "3. Share of instruction rows": of_curve(numbers["dilution"]["fraction"]),
-        "4. With thinking": of_regimes(numbers, PLAIN, "thinking"),
-        "5. Summaries, judged by the base": of_regimes(numbers, PLAIN, "summary"),
-        "6. Labels of its own": of_regimes(numbers, ("none", "self", "self-at-once"), "new_domain"),
-    }
-
-
-def around(numbers: dict) -> dict[str, Series]:
-    few = {}
-    for point in numbers["scarce"]:
-        of_start = few.setdefault(f"from the {point['start']}", {})
-        of_start["all" if point["k"] is None else str(point["k"])] = point
-    found = {"AUROC after k labelled rows of a held-out domain": few}
-    for key in ("rows", "tasks", "bases"):
-        found[f"Uplift in AUROC by {key} trained on"] = of_curve(numbers["dilution"][key])
+def of_regimes(table: Table, regimes: tuple[str, ...], split: str) -> Table:
+    """Series -> tick -> effect: the groups of a split."""
+    found = {}
+    for regime in regimes:
+        for place, effect in table.get(regime, {}).items():
+            if split_of(place) == split:
+                group = "all" if place == split else place.split(" / ")[1].replace("_", "\n")
+                found.setdefault(NAMES.get(regime, regime), {})[group] = effect
     return found
 
 
-def of_regimes(
-    numbers: dict,
-    regimes: tuple[str, ...],
-    split: str,
-) -> Series:
-    series = {}
-    for regime in regimes:
-        for place, entry in numbers["regimes"].get(regime, {}).items():
-            if place.split(" / ")[0] == split:
-                tick = place.split(" / ")[-1].replace("_", "\n") if "/" in place else "all"
-                series.setdefault(NAMES.get(regime, regime), {})[tick] = entry["auroc"]["uplift"]
-    return series
+def of_curve(table: Table) -> Table:
+    """Series -> tick -> effect: a series is a row of the table, without the many changed prompts."""
+    found = {}
+    for tick, effects in table.items():
+        for row, effect in effects.items():
+            if row == "new_prompt" or row.startswith(("new_domain", "from the")):
+                found.setdefault(row, {})[tick] = effect
+    return found
 
 
-def of_curve(points: list[dict]) -> Series:
-    series = {}
-    for point in points:
-        for place, entry in point.items():
-            if place == "new_prompt" or place.startswith("new_domain"):
-                series.setdefault(place, {})[str(point["x"])] = entry
-    return series
-
-
-def panel(
-    axis,
-    title: str,
-    series: Series,
-    joined: bool,
-) -> None:
+def panel(axis, title: str, series: Table, joined: bool = False) -> None:
     """Effects with their intervals; the series beside each other, or each joined by a line."""
     if not series:
         return axis.set_axis_off()
@@ -99,10 +85,18 @@ def panel(
     for i, (label, effects) in enumerate(series.items()):
         shift = 0 if joined else (i - (len(series) - 1) / 2) * 0.12
         x = [ticks.index(tick) + shift for tick in effects]
-        y = np.array([entry["mean"] for entry in effects.values()])
-        bounds = np.array([entry["ci95"] for entry in effects.values()]).T
-        form = "o-" if joined else "o"
-        axis.errorbar(x, y, yerr=np.abs(bounds - y), fmt=form, capsize=2, markersize=4, label=label)
+        y = np.array([effect["mean"] for effect in effects.values()])
+        bounds = np.array([effect["ci95"] for effect in effects.values()]).T
+        line = "o-" if joined else "o"
+        axis.errorbar(
+            x,
+            y,
+            yerr=np.abs(bounds - y),
+            fmt=line,
+            capsize=2,
+            markersize=4,
+            label=label,
+        )
     axis.set_xticks(range(len(ticks)), ticks, fontsize=8)
     axis.set_title(title, fontsize=10)
     axis.legend(frameon=False, fontsize=7)
@@ -112,15 +106,16 @@ def panel(
         axis.set_ylabel("uplift in AUROC", fontsize=8)
 
 
-def heat_map(figure, axis, table: dict) -> None:
-    columns = list(dict.fromkeys([*table, *(column for row in table.values() for column in row)]))
-    values = np.full((len(table), len(columns)), np.nan)
-    for i, row in enumerate(table.values()):
-        for column, entry in row.items():
-            values[i, columns.index(column)] = entry["mean"]
+def heat_map(axis, title: str, table: Table) -> None:
+    rows = list(dict.fromkeys(row for effects in table.values() for row in effects))
+    values = np.full((len(rows), len(table)), np.nan)
+    for column, effects in enumerate(table.values()):
+        for row, effect in effects.items():
+            values[rows.index(row), column] = effect["mean"]
     most = np.nanmax(np.abs(values))
     image = axis.imshow(values, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
-    axis.set_xticks(range(len(columns)), columns, rotation=40, ha="right", fontsize=8)
-    axis.set_yticks(range(len(table)), list(table), fontsize=8)
-    axis.set_title("Trained on one domain (row): uplift in AUROC on each", fontsize=10)
-    figure.colorbar(image, ax=axis)
+    names = [row.removeprefix("new_domain / ") for row in rows]
+    axis.set_xticks(range(len(table)), table, rotation=40, ha="right", fontsize=8)
+    axis.set_yticks(range(len(rows)), names, fontsize=8)
+    axis.set_title(title, fontsize=10)
+    axis.figure.colorbar(image, ax=axis)

@@ -1,32 +1,19 @@
-"""Scores of many runs -> what the study asks, with intervals over transcripts and over tasks. Numbers only."""
+"""Scores of many runs -> effects with intervals over transcripts and over tasks, and what they say to the six questions."""
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 
 from minimon.metrics import DRAWS, Interval, Scores, bootstrap, mean_measures, percentiles
+from minimon.report.scores import text_hash
 from minimon.study.cells import Cell
+from minimon.tasks import SPLITS, Mixture, Task
 
 MARGIN = 0.03  # an effect in AUROC that a study ought to see
-
-
-class Place(NamedTuple):
-    """A group of a split, or all of it."""
-
-    split: str
-    group: str | None = None
-
-    def __str__(self) -> str:
-        return f"{self.split} / {self.group}" if self.group else self.split
-
-
-class Level(NamedTuple):
-    """The mean of a measure in one run, and in each of D draws over transcripts and over tasks."""
-
-    mean: float
-    transcripts: np.ndarray  # (D,)
-    tasks: np.ndarray  # (D,)
+Splits = dict[str, dict[str, list[Scores]]]  # split -> group -> tasks
+Table = dict[str, dict[str, object]]  # column -> row -> what stands there, mostly an effect
 
 
 @dataclass(frozen=True)
@@ -34,76 +21,79 @@ class Run:
     """A finished cell. Runs are drawn alike, so that differences between seeds and regimes are paired."""
 
     cell: Cell | None
-    scores: dict[str, dict[str, list[Scores]]]
+    tasks: dict[str, list[Scores]]  # of each place: see by_place
     report: dict = field(default_factory=dict)
     drawn: dict = field(default_factory=dict)
 
-    def places(self) -> list[Place]:
-        return [
-            Place(split, group)
-            for split in self.scores
-            for group in (*filter(None, self.scores[split]), None)
-        ]
-
-    def tasks(self, place: Place) -> list[Scores]:
-        groups = self.scores[place.split]
-        return [task for name, tasks in groups.items() if place.group in (None, name) for task in tasks]
-
-    def level(
-        self,
-        which: str,
-        place: Place,
-        key: str = "auroc",
-    ) -> Level:
-        """which: base | adapter."""
-        tasks = self.tasks(place)
+    def level(self, which: str, place: str, key: str = "auroc") -> np.ndarray:
+        """(2, 1 + D): a measure's mean, then its draws, over transcripts and over tasks. which: base | adapter."""
         if place not in self.drawn:
-            self.drawn[place] = bootstrap(tasks)
-        draws = {over: sides[key][which] for over, sides in self.drawn[place].items()}
-        return Level(mean_measures(tasks, which)[key], **draws)
+            self.drawn[place] = bootstrap(self.tasks[place])
+        mean = mean_measures(self.tasks[place], which)[key]
+        rows = []
+        for over in ("transcripts", "tasks"):
+            rows.append([mean, *self.drawn[place][over][key][which]])
+        return np.array(rows, dtype=float)
 
 
-def difference(more: list[Level], less: list[Level] | None = None) -> dict:
-    """Mean over seeds of more - less (or of more), with 95% intervals: seeds are drawn anew in each of D draws.
+def by_place(scores: Splits) -> dict[str, list[Scores]]:
+    """ "split / group" -> its tasks, and "split" -> all of them."""
+    found = {}
+    for split, groups in scores.items():
+        found |= {f"{split} / {group}": tasks for group, tasks in groups.items() if group}
+        if groups:
+            found[split] = sum(groups.values(), [])
+    return found
+
+
+def split_of(place: str) -> str:
+    return place.split(" / ")[0]
+
+
+# ---- effects -----------------------------------------------------------------------------------------------
+
+
+def effect(levels: np.ndarray) -> dict:
+    """Levels of S seeds, or differences of them, (S, 2, 1 + D) -> their mean with 95% intervals: seeds are drawn anew in each
+    of D draws.
 
     "ci95" is the wider of "transcripts_ci95", of these very tasks, and "tasks_ci95", of such tasks in general."""
-    less = less or [Level(0.0, np.zeros(DRAWS), np.zeros(DRAWS))] * len(more)
-    points = [a.mean - b.mean for a, b in zip(more, less)]
-    seeds = np.random.default_rng(0).integers(len(points), size=(len(points), DRAWS))  # with replacement
-    bounds = []
-    for over in ("transcripts", "tasks"):
-        drawn = np.stack([getattr(a, over) - getattr(b, over) for a, b in zip(more, less)])
-        bounds.append(percentiles(np.take_along_axis(drawn, seeds, axis=0).mean(axis=0)))
-    wider = Interval(*bounds).headline
-    found = {
-        "mean": float(np.mean(points)),
-        "ci95": wider,
-        "transcripts_ci95": bounds[0],
-        "tasks_ci95": bounds[1],
+    points, draws = levels[:, 0, 0], levels[:, :, 1:]
+    count = len(points)
+    seeds = np.random.default_rng(0).integers(count, size=(count, 1, DRAWS))
+    drawn = np.take_along_axis(draws, seeds, axis=0).mean(axis=0)  # (2, D)
+    bounds = Interval(*map(percentiles, drawn))
+    return {
+        "mean": float(points.mean()),
+        "ci95": bounds.headline,
+        "transcripts_ci95": bounds.transcripts,
+        "tasks_ci95": bounds.tasks,
+        "seeds": points.tolist(),
     }
-    return {**found, "seeds": points}
 
 
-def level(
-    runs: list[Run],
-    which: str,
-    place: Place,
-    key: str = "auroc",
-) -> dict:
-    return difference([run.level(which, place, key) for run in runs])
+def levels(runs: list[Run], place: str, which: str = "adapter", key: str = "auroc") -> np.ndarray:
+    return np.stack([run.level(which, place, key) for run in runs])
 
 
-def uplift(runs: list[Run], place: Place, key: str = "auroc") -> dict:
-    """Adapter minus base."""
-    adapter, base = ([run.level(which, place, key) for run in runs] for which in ("adapter", "base"))
-    return difference(adapter, base)
+def level(runs: list[Run], place: str, **options) -> dict:
+    """options: of `levels`."""
+    return effect(levels(runs, place, **options))
 
 
-def against(runs: list[Run], others: list[Run], place: Place) -> dict | None:
+def uplift(runs: list[Run], place: str) -> dict:
+    """Adapter minus base in AUROC."""
+    return effect(levels(runs, place) - levels(runs, place, "base"))
+
+
+def against(runs: list[Run], place: str, others: list[Run]) -> dict | None:
     """The adapters of one regime minus those of another, in AUROC, of the seeds that both have; None without one."""
-    less = {run.cell.seed: run.level("adapter", place) for run in others}
-    pairs = [(run.level("adapter", place), less[run.cell.seed]) for run in runs if run.cell.seed in less]
-    return difference(*map(list, zip(*pairs))) if pairs else None
+    by_seed = {run.cell.seed: run for run in others}
+    shared = [run for run in runs if run.cell.seed in by_seed]
+    if not shared:
+        return None
+    others = [by_seed[run.cell.seed] for run in shared]
+    return effect(levels(shared, place) - levels(others, place))
 
 
 def direction(effect: dict) -> str:
@@ -112,111 +102,131 @@ def direction(effect: dict) -> str:
     return "more" if low > 0 else "less" if high < 0 else "not shown"
 
 
+def table(runs_of: dict[object, list[Run]], measure: Callable = uplift, splits=SPLITS) -> Table:
+    """Of the runs of each column, place by place: measure(runs, place)."""
+    found = {}
+    for column, runs in runs_of.items():
+        places = [place for place in runs[0].tasks if split_of(place) in splits]
+        found[str(column)] = {place: measure(runs, place) for place in places}
+    return found
+
+
 # ---- the six questions -------------------------------------------------------------------------------------
 
 
-class Comparison(NamedTuple):
-    """The adapters of one regime minus the base, or minus those of another regime."""
-
-    question: int
-    split: str
-    regime: str
-    other: str
-    expected: int  # sign of the difference that says yes to the question; 0 for what is shown beside
+class Question(NamedTuple):
     words: str
+    effects: list[tuple[str, str, str]]  # split, regime, and what it is compared with; the first leads
+    expected: int = 1  # sign of the effects that says yes
 
 
-def comparisons() -> list[Comparison]:
-    found = [
-        Comparison(1, "new_domain", "none", "base", 1, "adapter - base"),
-        Comparison(2, "new_prompt", "none", "base", -1, "adapter - base"),
-        Comparison(4, "thinking", "none", "base", 1, "adapter - base, both thinking"),
-        Comparison(5, "summary", "none", "base", 1, "summaries of the adapter - of the base"),
-        Comparison(6, "new_domain", "self", "base", 1, "self labels - base"),
-        Comparison(6, "new_domain", "self", "none", 0, "self labels - gold labels"),
-        Comparison(6, "new_domain", "self", "self-at-once", 1, "self labels - self labels at once"),
-        Comparison(6, "new_domain", "self-at-once", "base", 0, "self labels at once - base"),
-    ]
-    for regime in ("joint", "joint0.75", "after", "only"):
-        hoped = int(regime != "only")
-        alone = f"{regime} - classification alone"
-        found.append(Comparison(3, "new_prompt", regime, "none", hoped, alone))  # the repair
-        found.append(Comparison(3, "new_prompt", regime, "base", 0, f"{regime} - base"))
-        found.append(
-            Comparison(3, "new_domain", regime, "base", hoped, f"{regime} - base")
-        )  # the gain is kept
-        found.append(Comparison(3, "new_domain", regime, "none", 0, alone))
-    return sorted(found, key=lambda comparison: comparison.question)
+WITH_BOTH = ("joint", "joint0.75", "after")  # classification and instructions
+QUESTIONS = [
+    Question(
+        "1. Does classification training raise AUROC on new domains under new prompts?",
+        [("new_domain", "none", "base")],
+    ),
+    Question(
+        "2. Does it lower AUROC under changed prompts on trained domains?",
+        [("new_prompt", "none", "base")],
+        expected=-1,
+    ),
+    Question(
+        "3. Does instruction training repair that and keep the gain?",
+        [("new_prompt", regime, "none") for regime in WITH_BOTH]
+        + [("new_domain", regime, "base") for regime in WITH_BOTH],
+    ),
+    Question("4. Does the gain carry over to thinking?", [("thinking", "none", "base")]),
+    Question("5. And to summaries?", [("summary", "none", "base")]),
+    Question(
+        "6. Do labels of the model's own raise AUROC on new domains?",
+        [("new_domain", "self", "base"), ("new_domain", "self", "self-at-once")],
+    ),
+]
 
 
-def answers(regimes: dict[str, list[Run]]) -> list[dict]:
-    """What these regimes can answer, effect by effect; "verdict" is its direction. Nothing without classification alone."""
-    found = []
-    for asked in comparisons() if "none" in regimes else ():
-        runs = regimes.get(asked.regime, [])
-        for place in runs[0].places() if runs else ():
-            if place.split == asked.split:
-                others = regimes.get(asked.other, [])
-                effect = uplift(runs, place) if asked.other == "base" else against(runs, others, place)
-                if effect:
-                    about = {
-                        "question": asked.question,
-                        "measure": f"{place}: {asked.words}",
-                        "group": place.group,
-                    }
-                    found.append(
-                        {**about, "expected": asked.expected, **effect, "verdict": direction(effect)}
-                    )
+def answers(minus: dict[str, Table]) -> Table:
+    """Of each question that these effects can answer: the "effect" that leads, the "verdict", and what is "measured" in all.
+
+    minus: what regimes are compared with, "base" or a regime -> regime -> place -> effect."""
+    found = {"effect": {}, "verdict": {}, "measured": {}}
+    for question in QUESTIONS:
+        effects = {}
+        for split, regime, other in question.effects:
+            for place, difference in minus[other].get(regime, {}).items():
+                if difference and split_of(place) == split:
+                    effects[f"{place}: {regime} - {other}"] = difference
+        whole = [difference for measure, difference in effects.items() if " / " not in measure]
+        if whole:
+            found["effect"][question.words] = whole[0]
+            found["verdict"][question.words] = verdict(effects, question.expected)
+            directions = [f"{measure}: {direction(difference)}" for measure, difference in effects.items()]
+            found["measured"][question.words] = "; ".join(directions)
     return found
 
 
-def verdict(asked: list[dict]) -> str:
-    """Of one question, from its answers with an expected sign; that over the whole of its first split leads.
+def verdict(effects: dict[str, dict], expected: int) -> str:
+    """Of one question: "place: regime - other" -> effect; the first over a whole split, its place without " / ", leads.
 
-    Shown: all differences over a whole split have that sign. In part: some difference has it, of a group perhaps. Not
-    shown: none has, and an effect of MARGIN would have been seen; otherwise the study is too small to tell."""
-    right = [answer["verdict"] == ("more" if answer["expected"] > 0 else "less") for answer in asked]
-    whole = [answer["group"] is None for answer in asked]
-    if all(as_expected for as_expected, of_split in zip(right, whole) if of_split):
+    Shown: all differences over a whole split have the expected sign. In part: some difference has it, of a group perhaps.
+    Not shown: none has, and an effect of MARGIN would have been seen; otherwise the study is too small to tell."""
+    wanted = "more" if expected > 0 else "less"
+    whole = [effect for measure, effect in effects.items() if " / " not in measure]
+    if all(direction(effect) == wanted for effect in whole):
         return "shown"
-    if any(right):
+    if any(direction(effect) == wanted for effect in effects.values()):
         return "in part"
-    first = asked[whole.index(True)]
-    possible = max(bound * first["expected"] for bound in first["ci95"])
+    possible = max(bound * expected for bound in whole[0]["ci95"])
     return "not shown" if possible < MARGIN else "not answerable at this size"
 
 
-def old_question(
-    runs: list[Run],
-    trained: dict[str, dict[str, int]],
-) -> dict:
-    """Place -> the share of pairs that get the trained question's label, of those where it differs from the new one's.
+# ---- the old question --------------------------------------------------------------------------------------
 
-    Of base, adapter and their difference. trained: task of new_prompt -> hash of a text -> the trained question's label."""
-    turned = [Run(run.cell, {"new_prompt": as_trained(run, trained)}) for run in runs]
+
+def as_trained(scores: Splits, trained: dict[str, dict[str, int]]) -> dict[str, list[Scores]]:
+    """The pairs of new_prompt on which the trained question and the new one differ, with the trained one's label.
+
+    trained: task of new_prompt -> hash of a text -> the trained question's label."""
+    groups = {}
+    for group, tasks in scores.get("new_prompt", {}).items():
+        for task in tasks:
+            labels = trained.get(task.task, {})
+            old = np.array([labels.get(text, -1) for text in task.clusters])
+            differs = (old >= 0) & (old != task.labels)
+            if differs.any():
+                turned = Scores(
+                    task.task,
+                    task.domain,
+                    old[differs],
+                    task.clusters[differs],
+                    task.base[differs],
+                    task.adapter[differs],
+                    criterion=task.criterion,
+                )
+                groups.setdefault(group, []).append(turned)
+    return groups
+
+
+def trained_labels(mixture: Mixture) -> dict[str, dict[str, int]]:
+    """Task of new_prompt -> hash of a text, as in scores.jsonl -> the answer that the trained question asks for.
+
+    Of several questions trained on these texts: the one with most of them, and of those one of the same criterion."""
     found = {}
-    for place in turned[0].places() if turned[0].scores["new_prompt"] else ():
-        sides = {which: level(turned, which, place, "performance") for which in ("base", "adapter")}
-        found[str(place)] = {**sides, "uplift": uplift(turned, place, "performance")}
+    for task in mixture.split_tasks("new_prompt"):
+        texts = {row.text for row in task.rows}
+        most = (0, False)
+        for old in mixture.train:
+            shared = [row for row in old.rows if row.text in texts]
+            rank = (len(shared), old.criterion == task.criterion)
+            if rank > most:
+                most, answers = rank, same_words(old, task)
+                found[task.name] = {text_hash(row.text): answers[row.label] for row in shared}
     return found
 
 
-def as_trained(
-    run: Run,
-    trained: dict[str, dict[str, int]],
-) -> dict[str, list[Scores]]:
-    """The pairs of new_prompt on which the two questions differ, the trained one's label taken as the right one."""
-    groups = {}
-    for group, tasks in run.scores.get("new_prompt", {}).items():
-        for task in tasks:
-            old = np.array([trained.get(task.task, {}).get(text, -1) for text in task.clusters])
-            differs = (old >= 0) & (old != task.labels)
-            if differs.any():
-                kept = {name: getattr(task, name)[differs] for name in ("clusters", "base", "adapter")}
-                kept |= {
-                    "shares": {},
-                    "references": {},
-                    "left_out": None,
-                }
-                groups.setdefault(group, []).append(replace(task, labels=old[differs], **kept))
-    return groups
+def same_words(old: Task, new: Task) -> list[int]:
+    """Label of the old task -> the new one's that bears the same word; of other words, the one in the same place."""
+    words, answers = list(new.labels), []
+    for place, word in enumerate(old.labels):
+        answers.append(words.index(word) if word in words else place)
+    return answers

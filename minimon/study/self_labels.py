@@ -53,23 +53,27 @@ def training_rows(
         task_label_ids(tokenizer, task, thinking=thinking)  # refused before anything is decoded
     if not from_first(path.exists):
         samples = settings.label_samples if thinking else 1
-        count = samples * sum(map(len, unlabelled_rows(mixture, settings.seed).values()))
+        count = samples * sum(len(unlabelled_rows(mixture, task, settings.seed)) for task in mixture.train)
         with progress(count, 0, "label", "row") as bar:
-            options = {
-                "limit": limit,
-                "batch_tokens": settings.batch_tokens,
-                "on_rows": count_rows(bar, model),
-            }
-            kinds = {"thinking": thinking, "samples": samples}
-            labels = self_labels(model, tokenizer, mixture, settings.seed, **kinds, **options)
+            labels = self_labels(
+                model,
+                tokenizer,
+                mixture,
+                settings.seed,
+                thinking=thinking,
+                samples=samples,
+                limit=limit,
+                batch_tokens=settings.batch_tokens,
+                on_rows=count_rows(bar, model),
+            )
         from_first(lambda: save_labels(labels, path))
     labels = from_first(lambda: load_labels(path, mixture, settings.seed))
     return labelled_rows(mixture, settings.seed, labels), label_quality(labels, mixture)
 
 
-def unlabelled_rows(mixture: Mixture, seed: int) -> dict[str, list[Row]]:
-    """Training rows of each task as they come, not balanced: that would need the labels."""
-    return {task.name: task.select("train", mixture.cap, balance=False, seed=seed) for task in mixture.train}
+def unlabelled_rows(mixture: Mixture, task: Task, seed: int) -> list[Row]:
+    """A task's training rows as they come, not balanced: that would need the labels."""
+    return task.select("train", mixture.cap, balance=False, seed=seed)
 
 
 def thought_tokens(mixture: Mixture) -> int:
@@ -88,8 +92,9 @@ def self_labels(
         "generator": generator,
         "max_new_tokens": thought_tokens(mixture),
     }
-    for task, rows in zip(mixture.train, unlabelled_rows(mixture, seed).values()):
-        texts, names = [row.text for row in rows], list(task.labels)
+    for task in mixture.train:
+        rows = unlabelled_rows(mixture, task, seed)
+        texts = [row.text for row in rows]
         if thinking:
             readings = [think(model, tokenizer, task, texts, **sampling, **options) for _ in range(samples)]
         else:
@@ -98,22 +103,27 @@ def self_labels(
         z = logsigmoid(z).logsumexp(dim=0) - logsigmoid(-z).logsumexp(dim=0)  # (n, N) log-odds of the mean P
         formed = [reading.well_formed if thinking else reading.label_first for reading in readings]
         formed = torch.stack(formed).float().mean(dim=0)  # (n,)
-        for row, of_row, share in zip(rows, z.tolist(), formed.tolist()):
-            answer = names[int(np.argmax(of_row))]
-            labels.append(SelfLabel(task.name, row.where, of_row, answer, share, names[row.label]))
+        labels += map(self_label, [task] * len(rows), rows, z.tolist(), formed.tolist())
     return labels
+
+
+def self_label(task: Task, row: Row, log_odds: list[float], well_formed: float) -> SelfLabel:
+    names = list(task.labels)
+    label = names[int(np.argmax(log_odds))]
+    return SelfLabel(task.name, row.where, log_odds, label, well_formed, gold=names[row.label])
 
 
 def labelled_rows(mixture: Mixture, seed: int, labels: list[SelfLabel]) -> dict[str, list[Row]]:
     """The rows under these labels, equally many of each where every label was given (all of them where one was not)."""
-    answers, chosen, unlabelled = {}, {}, unlabelled_rows(mixture, seed)
-    for label in labels:  # in the order of the rows, of which one line of a file may give several
-        answers.setdefault(label.task, []).append(label.label)
+    chosen = {}
     for task in mixture.train:
-        names, rows = list(task.labels), []
-        for row, answer in zip(unlabelled[task.name], answers[task.name]):
-            rows.append(replace(row, label=names.index(answer)))
-        pools = [[row for row in rows if row.label == label] for label in range(len(names))]
+        names = list(task.labels)
+        answers = [label.label for label in labels if label.task == task.name]
+        rows, pools = [], [[] for _ in names]
+        for row, answer in zip(unlabelled_rows(mixture, task, seed), answers):
+            label = names.index(answer)
+            rows.append(replace(row, label=label))
+            pools[label].append(rows[-1])
         fewest = min(map(len, pools)) if mixture.balance else 0
         chosen[task.name] = [row for pool in pools for row in pool[:fewest]] or rows
         random.Random(f"self-{seed}-{task.name}").shuffle(chosen[task.name])
@@ -125,43 +135,47 @@ def label_quality(labels: list[SelfLabel], mixture: Mixture) -> dict:
     areas = []
     for task in mixture.train:
         of_task = [label for label in labels if label.task == task.name]
-        positives = np.array([label.gold == list(task.labels)[0] for label in of_task], dtype=bool)
-        areas.append(auroc(np.array([label.log_odds[0] for label in of_task]), positives))
-    areas = [area for area in areas if area is not None]
-    right = fmean(label.label == label.gold for label in labels)
-    formed = fmean(label.well_formed for label in labels)
+        z = np.array([label.log_odds[0] for label in of_task])
+        positive = next(iter(task.labels))
+        area = auroc(z, np.array([label.gold == positive for label in of_task], dtype=bool))
+        areas += [] if area is None else [area]
     return {
         "rows": len(labels),
-        "right": right,
+        "right": fmean(label.label == label.gold for label in labels),
         "auroc": fmean(areas) if areas else None,
-        "well_formed": formed,
+        "well_formed": fmean(label.well_formed for label in labels),
     }
 
 
+# ---- labels.jsonl ------------------------------------------------------------------------------------------
+
+
 def save_labels(labels: list[SelfLabel], path: Path) -> None:
-    write_text(path, "".join(json.dumps(asdict(label), ensure_ascii=False) + "\n" for label in labels))
+    lines = [json.dumps(asdict(label), ensure_ascii=False) for label in labels]
+    write_text(path, "\n".join(lines) + "\n")
 
 
 def load_labels(path: Path, mixture: Mixture, seed: int) -> list[SelfLabel]:
     """What save_labels wrote. Raises ValueError naming file and line where it is not of these rows."""
-    rows, lines = unlabelled_rows(mixture, seed), list(read_jsonl(path))
-    tasks = [task for task in mixture.train for _ in rows[task.name]]
-    if len(lines) != len(tasks):
+    rows = [(task, row) for task in mixture.train for row in unlabelled_rows(mixture, task, seed)]
+    lines, labels = list(read_jsonl(path)), []
+    if len(lines) != len(rows):
         raise ValueError(
-            f"{path}: expected {len(tasks)} labels, got {len(lines)}; remove the file to label again"
+            f"{path}: expected {len(rows)} labels, got {len(lines)}; remove the file to label again"
         )
-    for (number, line), task in zip(lines, tasks):
-        if not is_label(line, task):
+    for (number, line), (task, row) in zip(lines, rows):
+        label = read_label(line, task, row)
+        if label is None or (label.task, label.label) != (line.get("task"), line.get("label")):
             about = f"expected a label of {task.name!r} as this run writes it, got {line!r}"
             raise ValueError(f"{path}:{number}: {about}; remove the file to label again")
-    return [SelfLabel(**line) for _, line in lines]
+        labels.append(label)
+    return labels
 
 
-def is_label(line: dict, task: Task) -> bool:
-    names, log_odds = list(task.labels), line.get("log_odds")
-    if line.keys() != SelfLabel.__dataclass_fields__.keys() or line["task"] != task.name:
-        return False
-    if not isinstance(log_odds, list) or len(log_odds) != len(names):
-        return False
-    are_numbers = all(type(z) in (int, float) and abs(z) < 1e6 for z in (*log_odds, line["well_formed"]))
-    return are_numbers and line["label"] in names and line["gold"] in names
+def read_label(line: dict, task: Task, row: Row) -> SelfLabel | None:
+    """From its numbers; None where they are not."""
+    log_odds, well_formed = line.get("log_odds"), line.get("well_formed")
+    if not isinstance(log_odds, list) or len(log_odds) != len(task.labels):
+        return None
+    are_numbers = all(type(z) in (int, float) and abs(z) < 1e6 for z in (*log_odds, well_formed))
+    return self_label(task, row, log_odds, well_formed) if are_numbers else None
