@@ -189,6 +189,8 @@ def train(settings: Settings, run: RunDirectory, mixture, device: str) -> int:
     before = {} if done else validation.measure(0)
     with StopSignals() as stop, progress(len(steps), done, "train", "step") as bar:
         for groups, lr in steps[done:]:
+            if done == schedule[0].steps:
+                optimizer.state.clear()  # the second phase is what a run from the first one's adapter would be
             if settings.stop_early and validation.is_over:
                 bar.write(
                     f"stopped early, after {done} of {len(steps)} steps: the validation loss no longer falls",
