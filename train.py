@@ -104,6 +104,8 @@ def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
     before = {} if done else validate(model, tokenizer, validated, **options)
     with StopSignals() as stop, progress(len(steps), done, "train", "step") as bar:
         for groups, lr in steps[done:]:
+            if done == schedule[0].steps:
+                optimizer.state.clear()  # the second phase is what a run from the first one's adapter would be
             if settings.stop_early and no_longer_falls(run.lines):
                 early = f"stopped early, after {done} of {len(steps)} steps"
                 bar.write(f"{early}: the validation loss no longer falls", sys.stderr)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small_world import talking
 
 import train
 from minimon.metrics import DRAWS, Scores, auroc, intervals
@@ -169,10 +170,22 @@ def test_the_plan_holds_every_cell_once_and_mixtures_that_load(tmp_path):
         == {task.domain for task in shell.splits["trained"][""]}
         == {"shell"}
     )
+    assert by_name["after-seed1"].after == "none-seed1"
     starts = [cell for cell in cells if cell.kind == "scarce"]
     assert len(starts) == 3 * 4 * 2
     for cell in starts:
         assert cell.after == ("none-seed0" if "-adapter-" in cell.name else None)
+
+
+def test_a_phase_of_instructions_is_a_run_from_the_adapter_of_classification(world, tmp_path):
+    both = {"instruct": "after", "instruct_steps": 3, "instruct_lr": 1e-3}
+    assert train.main(talking(world, tmp_path / "none")) == 0
+    assert train.main(talking(world, tmp_path / "after", **both)) == 0
+    second = {"instruct": "only", "steps": 3, "lr": 1e-3, "init_adapter": str(tmp_path / "none")}
+    assert train.main(talking(world, tmp_path / "second", **second)) == 0
+    files = [tmp_path / name / "adapter_model.safetensors" for name in ("none", "after", "second")]
+    none, after, second = (file.read_bytes() for file in files)
+    assert none != after == second
 
 
 def test_the_presets_differ_in_size_alone():

@@ -9,12 +9,11 @@ from statistics import fmean
 from minimon.batch import encode_row
 from minimon.evaluate import read
 from minimon.generate import generate
-from minimon.study.cells import Cell
+from minimon.study.cells import DEFAULTS, Cell
 from minimon.study.results import grid
 from minimon.study.self_labels import thought_tokens, unlabelled_rows
 from minimon.tasks import Mixture, Task
 
-DEFAULTS = {"--steps": 400, "--batch-size": 24, "--instruct-steps": 200}  # train.py's
 TRAINED = 3  # passes that a trained token costs: one forward, about two backward, since the base is frozen
 SAMPLE = 24  # rows of a task that are looked at
 WRITTEN = 16  # tokens to each of them
@@ -52,10 +51,7 @@ def tokens_of(cell: Cell, speed: Speed) -> dict[str, float]:
     """{"trained", "read", "written"}: of the adapter alone, since all cells share the base's scores."""
     flags = DEFAULTS | dict(pairwise(cell.flags.split()))  # the last of a flag counts
     mixture = restricted(cell.mixture, flags)
-    steps = int(flags["--steps"])
-    if flags.get("--instruct") == "after":
-        steps += int(flags["--instruct-steps"])
-    rows = steps * int(flags["--batch-size"])
+    rows = int(flags["--steps"]) * int(flags["--batch-size"])
     found = {
         "trained": rows * fmean(map(speed.length, mixture.train)),
         "read": 0.0,

@@ -5,7 +5,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from pathlib import Path
 
 from minimon.files import write_text
@@ -15,11 +15,12 @@ REGIMES = {  # name -> flags of train.py
     "none": "",
     "joint": "--instruct joint",
     "joint0.75": "--instruct joint --instruct-fraction 0.75",
-    "after": "--instruct after",
+    "after": "--instruct only",  # from the adapter of "none", which is the same as --instruct after
     "only": "--instruct only",
     "self": "--labels self",
     "self-at-once": "--labels self-at-once",
 }
+DEFAULTS = {"--steps": 400, "--batch-size": 24, "--instruct-steps": 200, "--instruct-lr": 1e-3}  # train.py's
 SCARCE_DOMAINS, SCARCE_TASKS = 3, 4  # held-out domains with labelled rows, and tasks of each
 CORE = ("new_domain", "new_prompt")  # splits that cells outside the regimes are measured on
 
@@ -127,8 +128,13 @@ class Planner:
             flags = REGIMES[name]
             if "--labels" in flags:
                 flags += capped(self.preset.label_cap)
+            about = {"label": name, "x": shares.get(name)}
+            if name == "after":
+                given = DEFAULTS | dict(pairwise(self.preset.train.split()))
+                flags += f" --steps {given['--instruct-steps']} --lr {given['--instruct-lr']}"
+                about["after"] = f"none-seed{seed}"
             if instruct or "--instruct" not in flags:
-                yield self.cell("regime", name, seed, flags, label=name, x=shares.get(name))
+                yield self.cell("regime", name, seed, flags, **about)
 
     def dilution(self, seed: int) -> Iterator[Cell]:
         """Shares of instruction rows, other bases, training rows a task, and training tasks: on the core splits alone."""
