@@ -23,6 +23,13 @@ MAX_BYTES = 2**31  # that a compressed file, or a member of one, may hold
 ROW_FILES = ".jsonl, .json, .csv or .tsv file, or such a .gz"
 
 
+def refuse(problems: list[str], where: str) -> None:
+    """Raises ValueError with the first three, if there are any."""
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(f"{where}{'; '.join(problems[:3])}{more}")
+
+
 # ---- finding -------------------------------------------------------------------------------------
 
 

@@ -60,7 +60,7 @@ def attacked_rows(mixture: Mixture) -> list[tuple[Task, list[Row]]]:
     """The tasks of new_domain with at most ROWS rows each; none without that split."""
     found = []
     for tasks in mixture.splits.get("new_domain", {}).values():
-        count = min(ROWS, mixture.options["new_domain"].rows or ROWS)
+        count = min(ROWS, mixture.options["new_domain"].rows or mixture.eval_rows or ROWS)
         for task in tasks:
             found.append((task, task.select("test", count, balance=mixture.balance, seed="eval")))
     return found
