@@ -178,7 +178,7 @@ def save_model(model: Decoder, directory, like) -> None:
         copy_others(like, directory)
     config = read_json(like / "config.json")
     if config.get("text_config") is not None:
-        config = {**text_decoder(config), "architectures": [WRAPPERS[config["model_type"]].architecture]}
+        config = {**text_decoder(config), "architectures": [WRAPPERS[config["model_type"]][1]]}
     dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
     write_json(directory / "config.json", {**config, "dtype": dtype, "torch_dtype": dtype})
     tensors = model.state_dict()

@@ -23,6 +23,11 @@ MAX_BYTES = 2**31  # that a compressed file, or a member of one, may hold
 ROW_FILES = ".jsonl, .json, .csv or .tsv file, or such a .gz"
 
 
+def one_line(value) -> str:
+    """A value as text, its white space as single spaces."""
+    return " ".join(str(value).split())
+
+
 def refuse(problems: list[str], where: str) -> None:
     """Raises ValueError with the first three, if there are any."""
     if problems:

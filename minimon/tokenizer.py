@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer as FastTokenizer
 
-from minimon.files import read_json, resolve
+from minimon.files import one_line, read_json, resolve
 from minimon.hf.control import MARK, NONCE_END, ControlStrings, check_sizes
-from minimon.hf.templates import compile_template, eos_ids, find_template, one_line, special_tokens
+from minimon.hf.templates import compile_template, eos_ids, find_template, special_tokens
 
 ROLES, FIELDS = ("system", "user", "assistant", "tool"), ("content", "name", "reasoning_content")
 USUAL = ("Yes", "No", "A", "B", "1", "0")  # labels

@@ -423,7 +423,6 @@ def test_a_model_of_shards_can_be_saved_over_itself(directory, plain):
             "Gemma3ForCausalLM",
         ),
         ("mistral3", dict(tiny.SIZES, model_type="mistral"), "MistralForCausalLM"),
-        ("llava", dict(tiny.SIZES), "LlamaForCausalLM"),
     ],
 )
 def test_the_decoder_of_a_multimodal_wrapper_is_saved_as_a_model_of_its_own(

@@ -24,6 +24,7 @@ import json
 import re
 from typing import NamedTuple
 
+from minimon.files import one_line
 from minimon.formats.records import lookup
 
 ROLES = {
@@ -75,11 +76,11 @@ def without_middle(text: str, max_chars: int | None) -> str:
 def transcript(turns: list, where: str, reasoning: bool = False) -> str:
     """[{role, content ...}], or a list of such lists -> text. ValueError names `where` and the turn."""
     if turns and all(isinstance(session, list) for session in turns):
-        sessions = [
-            transcript(session, f"{where}, session {i}", reasoning) for i, session in enumerate(turns, 1)
-        ]
-        later = [f"[session {i}]\n\n{text}" for i, text in enumerate(sessions[1:], 2)]
-        return "\n\n".join([sessions[0], *later])
+        texts = []
+        for number, session in enumerate(turns, 1):
+            texts += [f"[session {number}]"] if number > 1 else []
+            texts.append(transcript(session, f"{where}, session {number}", reasoning))
+        return "\n\n".join(texts)
     parts, tools = [], {}  # tools: id of a call -> its tool
     for number, turn in enumerate(turns, 1):
         at = f"{where}, turn {number}"
@@ -183,10 +184,6 @@ def guarded(text, at: str) -> str:
     if not isinstance(text, str):
         raise ValueError(f"{at}: expected text, got {type(text).__name__}")
     return POSE.sub(" ", LINE_BREAK.sub("\n", text))
-
-
-def one_line(value) -> str:
-    return " ".join(str(value).split())
 
 
 def brief(value) -> str:
