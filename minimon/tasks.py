@@ -371,7 +371,6 @@ class Mixture:
     splits: dict[str, dict[str, list[Task]]]  # split -> group -> tasks; without groups the group is ""
     options: dict[str, Options]  # split -> its own settings
     instruct: Instruct | None
-    max_chars: int | None = None  # limit on every task's texts
 
     def all_tasks(self) -> list[Task]:
         return self.train + [task for split in self.splits for task in self.split_tasks(split)]
@@ -393,8 +392,8 @@ class Mixture:
 
     def test_rows(self, task: Task, split: str = "") -> list[Row]:
         """The same for every seed, so that runs are compared on the same rows."""
-        own = self.options[split].rows if split in self.options else None
-        return task.select("test", own or self.eval_rows, balance=self.balance, seed="eval")
+        count = self.options.get(split, Options()).rows or self.eval_rows
+        return task.select("test", count, balance=self.balance, seed="eval")
 
     def restricted(self, splits: str | None = None, eval_rows: int | None = None, cap: int | None = None):
         """What --splits (names with commas between), --eval-rows and --cap ask for. Raises ValueError.
@@ -429,15 +428,15 @@ def load_mixture(path, check: bool = True) -> Mixture:
     Raises FileNotFoundError or ValueError in one line."""
     path, where = Path(path), f"{path}: "
     data = read_toml(path)
-    check_table(data, {"train": dict, "eval": dict}, {"name": str, "instruct": dict, "max_chars": int}, where)
+    check_table(data, {"train": dict, "eval": dict}, {"name": str, "instruct": dict}, where)
     train, evaluation = data["train"], data["eval"]
     check_table(train, {"tasks": list}, {"weights": dict, "cap": int, "balance": bool}, f"{where}train.")
     check_table(evaluation, {}, {"rows": int, **dict.fromkeys(SPLITS, dict)}, f"{where}eval.")
-    name, max_chars = data.get("name", path.stem), data.get("max_chars")
+    name = data.get("name", path.stem)
     if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name):
         expected = "expected letters, digits and .+-_ (a run's directory is called after it)"
         raise ValueError(f"{where}name: {expected}, got {name!r}")
-    load = cache(lambda file: [shortened(task, max_chars) for task in load_tasks(file)])
+    load = cache(load_tasks)  # many entries name one file
     splits, options = {}, {}
     for split in SPLITS:
         if split in evaluation:
@@ -458,7 +457,6 @@ def load_mixture(path, check: bool = True) -> Mixture:
         splits=splits,
         options=options,
         instruct=read_instruct(data["instruct"], path) if "instruct" in data else None,
-        max_chars=max_chars,
     )
     if check:
         check_mixture(mixture)
@@ -493,10 +491,6 @@ def find_tasks(entries, path: Path, where: str, load) -> list[Task]:
             raise ValueError(f"{where}: expected tasks at {entry!r}, found none")
         found += tasks
     return found
-
-
-def shortened(task: Task, max_chars: int | None) -> Task:
-    return replace(task, max_chars=min(max_chars, task.max_chars or max_chars)) if max_chars else task
 
 
 def read_instruct(table: dict, path: Path) -> Instruct:

@@ -28,9 +28,8 @@ class ControlStrings:
         firsts = sorted({text[0] for text in ids})
         held = {char: chr(HELD + i) for i, char in enumerate(firsts)}
         reserved = [*SURROGATES, NONCE, NONCE_END, GAP, MARK, *held.values()]
-        self.holding = {**dict.fromkeys(reserved, "\ufffd"), **held}
-        self.releasing = {GAP: "", **{private: char for char, private in held.items()}}
-        self.unsafe, self.private = one_of(self.holding), one_of(self.releasing)
+        self.holding = str.maketrans({**dict.fromkeys(reserved, "\ufffd"), **held})
+        self.releasing = str.maketrans({GAP: "", **{private: char for char, private in held.items()}})
         longest_first = sorted(ids, key=len, reverse=True)  # as tokenizers prefers them
         self.pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         self.longest = len(longest_first[0]) if ids else 0
@@ -39,7 +38,7 @@ class ControlStrings:
 
     def hold(self, text):
         """A message's text for the template. Private characters and half surrogate pairs become U+FFFD."""
-        text = self.unsafe.sub(lambda match: self.holding[match.group()], text)
+        text = text.translate(self.holding)
         trimmed = len(text) - len(text.lstrip())
         for start in sorted({0, trimmed}, reverse=True):  # the template may trim it
             if self.completes(text[start:]):
@@ -53,7 +52,7 @@ class ControlStrings:
         return any(part and part in self.inner for part in (text, text.rstrip()))
 
     def release(self, text):
-        return self.private.sub(lambda match: self.releasing[match.group()], text)
+        return text.translate(self.releasing)
 
     def rename(self, text):
         """Control strings become nonces. Also their ids in order."""
@@ -67,20 +66,19 @@ class ControlStrings:
             return nonce(self.ids[text]) if text in self.ids else text
 
         model = dict(data["model"])
-        if isinstance(model["vocab"], dict):
-            model["vocab"] = {rename(text): i for text, i in model["vocab"].items()}
+        vocab = model["vocab"]
+        if isinstance(vocab, dict):
+            model["vocab"] = {rename(text): i for text, i in vocab.items()}
         else:
-            model["vocab"] = [[rename(text), score] for text, score in model["vocab"]]
+            model["vocab"] = [[rename(text), score] for text, score in vocab]
         if model.get("unk_token"):
             model["unk_token"] = rename(model["unk_token"])
         if model.get("merges"):  # text must not be merged into a control token either
-            model["merges"] = [[a, b] for a, b in merges(model) if not {a, b, a + b} & self.ids.keys()]
-        tokens = [{**token, "content": rename(token["content"])} for token in data.get("added_tokens", [])]
-        return {**data, "added_tokens": tokens, "model": model, "truncation": None, "padding": None}
-
-
-def one_of(characters):
-    return re.compile(f"[{re.escape(''.join(characters))}]")
+            model["merges"] = [[a, b] for a, b in merges(model) if not self.ids.keys() & {a, b, a + b}]
+        added = []
+        for token in data.get("added_tokens", []):
+            added.append({**token, "content": rename(token["content"])})
+        return {**data, "added_tokens": added, "model": model, "truncation": None, "padding": None}
 
 
 def nonce(token_id):
@@ -94,7 +92,8 @@ def merges(model):
 
 def check_sizes(data):
     """tokenizers cuts this prefix off a word's later pieces; where it is missing the process goes down."""
-    if any(len(token["content"]) > LONGEST for token in data.get("added_tokens", [])):
+    added = data.get("added_tokens", [])
+    if any(len(token["content"]) > LONGEST for token in added):
         raise ValueError(f"an added token of more than {LONGEST} characters")
     prefix = data["model"].get("continuing_subword_prefix") or ""
     if not all(pair[1].startswith(prefix) for pair in merges(data["model"])):

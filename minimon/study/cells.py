@@ -235,7 +235,6 @@ def plain(name: str) -> str:
 
 def as_toml(mixture: Mixture) -> str:
     lines = [f"name = {json.dumps(mixture.name)}"]
-    lines += [f"max_chars = {mixture.max_chars}"] if mixture.max_chars else []
     lines += ["[train]", f"tasks = {entries(mixture.train)}", f"balance = {json.dumps(mixture.balance)}"]
     lines += [f"cap = {mixture.cap}"] if mixture.cap else []
     if mixture.instruct:
