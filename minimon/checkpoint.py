@@ -164,8 +164,9 @@ def save_model(model: Decoder, directory, like) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     copy_others(like, directory)
     config = read_json(like / "config.json")
-    if config.get("text_config") is not None:
-        config = {**text_decoder(config), "architectures": [WRAPPERS[config["model_type"]][1]]}
+    if config["model_type"] in WRAPPERS:
+        _, architecture = WRAPPERS[config["model_type"]]
+        config = {**text_decoder(config), "architectures": [architecture]}
     dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
     write_json(directory / "config.json", {**config, "dtype": dtype, "torch_dtype": dtype})
     tensors = model.state_dict()

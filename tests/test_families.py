@@ -217,7 +217,6 @@ REFUSED = {
     "pattern": ({"model_type": "gemma3_text", "sliding_window_pattern": 0}, "sliding_window_pattern", "0"),
     "rotated layers": ({"model_type": "smollm3", "no_rope_layers": [1, 0]}, "no_rope_layers", "[1, 0]"),
     "granite": ({"model_type": "granite", "logits_scaling": 0}, "logits_scaling", "0"),
-    "text_config in a decoder": ({"text_config": dict(tiny.LLAMA)}, "model_type", "'llama'"),
     "text_config is a list": ({"model_type": "gemma3", "text_config": [1]}, "text_config", "[1]"),
     "another text_config": (
         {"model_type": "gemma3", "text_config": {"model_type": "gemma2"}},

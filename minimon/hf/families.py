@@ -6,6 +6,7 @@ file omits takes the value there, which is that of Hugging Face's configuration 
 in the file.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 from minimon.files import read_json
@@ -133,13 +134,11 @@ def read_config(directory) -> ModelConfig:
 def config_from_dict(raw: dict) -> ModelConfig:
     """The mapping of a config.json, of either generation of transformers (4.x or 5.x) -> ModelConfig."""
     refuse_unimplemented(raw)
-    wrapped = raw.get("text_config") is not None
-    if wrapped:
-        raw = text_decoder(raw)
-        refuse_unimplemented(raw)
     family = raw.get("model_type")
-    if not isinstance(family, str) or family not in FAMILIES:
-        raise ValueError(f"model_type: expected one of {', '.join(FAMILIES)}; got {family!r}")
+    if not isinstance(family, str) or family not in (*FAMILIES, *WRAPPERS):
+        raise ValueError(f"model_type: expected one of {', '.join((*FAMILIES, *WRAPPERS))}; got {family!r}")
+    if family in WRAPPERS:
+        return replace(config_from_dict(text_decoder(raw)), wrapped=True)
     row = FAMILIES[family]
     defaults = {**dict.fromkeys(SIZES), **COMMON, **row}
     table = ConfigTable({key: raw[key] for key in defaults if key in raw}, defaults)
@@ -148,7 +147,7 @@ def config_from_dict(raw: dict) -> ModelConfig:
     hidden_size, heads, layers = (
         sizes[key] for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")
     )
-    kv_heads = heads if table.is_null("num_key_value_heads") else table.size("num_key_value_heads")
+    kv_heads = heads if table("num_key_value_heads") is None else table.size("num_key_value_heads")
     if heads % kv_heads:
         divisor = f"expected a divisor of num_attention_heads = {heads}"
         raise ValueError(f"num_key_value_heads: {divisor}, got {kv_heads}")
@@ -175,7 +174,7 @@ def config_from_dict(raw: dict) -> ModelConfig:
         sliding_window=window,
         rope=read_rope(table, family, head_dim),
         rope_layers=rope_layers,
-        wrapped=wrapped,
+        wrapped=False,
         **multipliers(table, family, hidden_size, head_dim),
         **{key: row.get(key, value) for key, value in STRUCTURE.items()},
     )
@@ -190,12 +189,8 @@ class ConfigTable:
         self.raw, self.defaults, self.where = raw, defaults, where
 
     def __call__(self, key):
-        value = self.raw.get(key)
-        return self.defaults.get(key) if value is None else value
-
-    def is_null(self, key):
-        """An explicit null is none; a key that is not there takes the default."""
-        return self.raw.get(key, self.defaults.get(key)) is None
+        """A null is none, and not the default."""
+        return self.raw.get(key, self.defaults.get(key))
 
     def check(self, key, ok, expected):
         if not ok:
@@ -216,7 +211,8 @@ class ConfigTable:
         return bool(self.check(key, value is None or type(value) is bool, "true or false"))
 
     def table(self, key):
-        table = self.check(key, self.is_null(key) or type(self(key)) is dict, "a table") or {}
+        value = self(key)
+        table = self.check(key, value is None or type(value) is dict, "a table") or {}
         return ConfigTable(table, {}, f"{self.where}{key}.")
 
     def over(self, defaults, **wins):
@@ -238,13 +234,9 @@ def refuse_unimplemented(raw):
 
 def text_decoder(raw):
     """config.json of the decoder inside a multimodal wrapper, whose own key says whether the head is tied."""
-    text, model_type = raw["text_config"], raw.get("model_type")
-    if not isinstance(model_type, str) or model_type not in WRAPPERS:
-        expected = f"expected one of {', '.join(WRAPPERS)} around a text_config"
-        raise ValueError(f"model_type: {expected}, got {model_type!r}")
+    (family, _), text = WRAPPERS[raw["model_type"]], raw.get("text_config")
     if not isinstance(text, dict):
         raise ValueError(f"text_config: expected a table, got {text!r}")
-    family, _ = WRAPPERS[model_type]
     tied = raw.get("tie_word_embeddings")
     return {"model_type": family, **text, "tie_word_embeddings": True if tied is None else tied}
 
@@ -269,7 +261,7 @@ def multipliers(table, family, hidden_size, head_dim):
 def sliding_window(table):
     if "use_sliding_window" in table.defaults and not table.flag("use_sliding_window"):
         return None
-    return None if table.is_null("sliding_window") else table.size("sliding_window")
+    return None if table("sliding_window") is None else table.size("sliding_window")
 
 
 def layer_types(table, family, window, rope_layers):
