@@ -335,15 +335,13 @@ def load_conversations(path, refused: Iterable[str] = ()) -> list[Conversation]:
 
 def read_conversation(record: dict, where: str) -> Conversation:
     turns = record.get("messages")
-    if not isinstance(turns, list) or len(turns) < 2 or not all(isinstance(turn, dict) for turn in turns):
+    listed = isinstance(turns, list) and len(turns) >= 2 and all(isinstance(turn, dict) for turn in turns)
+    texts = listed and all(isinstance(turn.get("content"), str) for turn in turns)
+    if not texts or turns[-1].get("role") != "assistant":
         raise ValueError(
-            f'{where}: expected {{"messages": [...]}} of two turns or more, got {str(record)[:80]}'
+            f'{where}: expected {{"messages": [...]}} of two turns or more with text as content, the last of '
+            f"them the assistant's; got {str(record)[:80]}"
         )
-    texts = [turn.get("content") for turn in turns]
-    last = turns[-1]
-    if not all(isinstance(text, str) for text in texts) or last.get("role") != "assistant":
-        wanted = "turns with text as content, the last of them the assistant's"
-        raise ValueError(f"{where}: expected {wanted}; got {str(last)[:80]}")
     return Conversation(tuple(turns), where)
 
 

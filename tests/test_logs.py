@@ -416,6 +416,8 @@ def test_of_a_long_text_the_middle_is_cut():
         == "a" * 50 + "\n[... 60 characters left out ...]\n" + "b" * 50
     )
     assert text_of({"t": "a" * 100}, "t", "x", 100) == "a" * 100
+    posing = text_of({"t": "a" * 80 + "[user]" + "b" * 44}, "t", "x", 100)  # the cut lies before it
+    assert posing.endswith("left out ...]\n [user]" + "b" * 44)
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,10 @@ def without_middle(text: str, max_chars: int | None) -> str:
     if max_chars is None or len(text) <= max_chars:
         return text
     head = max_chars // 2
-    tail = max_chars - head
-    return f"{text[:head]}\n[... {len(text) - max_chars} characters left out ...]\n{text[-tail:]}"
+    tail = text[head - max_chars :]
+    if POSE.match(tail):  # the cut lies where no line began
+        tail = f" {tail}"
+    return f"{text[:head]}\n[... {len(text) - max_chars} characters left out ...]\n{tail}"
 
 
 def transcript(turns: list, where: str, reasoning: bool = False) -> str:
@@ -137,9 +139,8 @@ def part_text(part, at: str, reasoning: bool) -> str:
         thought = part.get("reasoning") or part.get("thinking") or part.get("summary")
         return content(thought, at, reasoning) if reasoning else ""
     if kind == "tool_use":  # a tool that the model's provider ran
-        call = (
-            f"call {one_line(part.get('name'))}({arguments_text(part.get('arguments', part.get('input')))})"
-        )
+        arguments = arguments_text(part.get("arguments", part.get("input")))
+        call = f"call {one_line(part.get('name'))}({arguments})"
         return f"{call}\n{content(str(part['result']), at, reasoning)}" if part.get("result") else call
     return f"({one_line(kind)})"
 
