@@ -1,6 +1,7 @@
 """A checkpoint's chat template and the tokens that it writes by name: where they lie, how it is rendered."""
 
 import json
+from functools import partial
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
@@ -70,15 +71,10 @@ def compile_template(source, path, date):
     def raise_exception(message):
         raise jinja2.TemplateError(message)
 
-    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-        return json.dumps(
-            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-        )
-
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
     )
-    environment.filters["tojson"] = tojson
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals.update(raise_exception=raise_exception, strftime_now=date.strftime)
     try:
         return environment.from_string(source)
