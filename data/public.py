@@ -30,7 +30,7 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import formatters  # noqa: E402
 
-from minimon.files import read_toml, sha256, write_text  # noqa: E402
+from minimon.files import one_line, read_toml, refuse, sha256, write_text  # noqa: E402
 from minimon.run.cli import ROOT, one_line_errors, shipped  # noqa: E402
 from minimon.tasks import load_conversations, load_mixture  # noqa: E402
 
@@ -59,11 +59,7 @@ def main(argv: list[str] | None = None) -> int:
         failures += failed
         if not failed:
             write_rows(name, table, Path(settings.folder))
-    if failures:
-        more = f"; and {len(failures) - 3} more" if len(failures) > 3 else ""
-        raise ValueError(
-            f"{len(failures)} files failed; run it again to go on: {'; '.join(failures[:3])}{more}"
-        )
+    refuse(failures, f"{len(failures)} files failed; run it again to go on: ")
     print(f"{len(chosen)} sets; train with: python train.py --mixture data/mixtures/real-small.toml")
     return 0
 
@@ -138,7 +134,7 @@ def fetch_set(table: dict, folder: Path, mirror: str | None) -> list[str]:
         try:
             fetch(remote(table["address"], name, mirror), path, digest)
         except (OSError, ValueError) as error:
-            failures.append(" ".join(str(error).split()))
+            failures.append(one_line(error))
             print(f"  {name}: failed")
     return failures
 
@@ -250,7 +246,9 @@ def write_answers(model_name: str, rows: Path) -> int:
     from minimon.generate import generate
     from minimon.tokenizer import load_tokenizer
 
-    questions = [list(talk.messages[:-1]) for talk in load_conversations(rows / "instruct.jsonl")]
+    questions = [
+        list(conversation.messages[:-1]) for conversation in load_conversations(rows / "instruct.jsonl")
+    ]
     model, tokenizer = load_model(model_name), load_tokenizer(model_name)
     prompts = [tokenizer.chat(messages) for messages in questions]
     with tqdm(total=len(prompts), unit="answer") as bar:

@@ -13,7 +13,7 @@ from minimon.attention import Span
 from minimon.tasks import Conversation, Mixture, Row, Task
 from minimon.tokenizer import Tokenizer
 
-CUT = "\n[... {} tokens left out ...]\n"  # stands in a text for its middle
+CUT = "\n[... {} tokens left out ...] "  # stands in a text for its middle; what follows cannot pose as a line of its own
 WINDOW = 8  # groups whose rows are sorted by length together
 
 

@@ -1,6 +1,5 @@
 """A checkpoint directory or hub id -> Decoder, strictly: every tensor expected and no other. And back."""
 
-import os
 import re
 import shutil
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from minimon.files import open_tensors, read_json, resolve, write_json, write_tensors
+from minimon.files import open_tensors, read_json, refuse, replacing, resolve, write_json, write_tensors
 from minimon.hf.families import WRAPPERS, read_config, text_decoder
 from minimon.model import Decoder
 
@@ -39,9 +38,7 @@ def load_model(path_or_hub_id, *, dtype: torch.dtype | None = None, device="cpu"
         model = Decoder(config)
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     stored = find_tensors(directory, set(expected))
-    if config.tie_word_embeddings:
-        leave_one(stored)
-    tied = config.tie_word_embeddings and EMBEDDING in stored and HEAD not in stored
+    tied = config.tie_word_embeddings and tie(stored)
     if tied:
         del expected[HEAD]
     check_tensors(stored, expected, f"{directory}: the weights do not fit config.json")
@@ -52,9 +49,7 @@ def load_model(path_or_hub_id, *, dtype: torch.dtype | None = None, device="cpu"
             for name, tensor in stored.items():
                 if tensor.path == path:
                     state[name] = file.get_tensor(tensor.key).to(device=device, dtype=dtype)
-    if tied:
-        state[HEAD] = state[EMBEDDING]
-    model.load_state_dict(state, assign=True)
+    model.load_state_dict(state, strict=False, assign=True)  # check_tensors was strict
     if tied:
         model.lm_head.weight = model.model.embed_tokens.weight
     return model.requires_grad_(False).eval()
@@ -81,29 +76,28 @@ def cpu_multiplies_bf16():
     return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
-def leave_one(stored):
-    """Of a tied checkpoint's embedding and head the embedding, where one is missing or both are equal.
+def tie(stored):
+    """Whether the head is the embedding, of which one is left then. Two that differ stay two, as in
+    transformers."""
+    embedding, head = stored.get(EMBEDDING), stored.get(HEAD)
+    if embedding and head and not equal(embedding, head):
+        return False
+    if head:
+        stored.setdefault(EMBEDDING, stored.pop(HEAD))
+    return True
 
-    Two that differ stay two, as in transformers."""
-    embedding, head = stored.get(EMBEDDING), stored.pop(HEAD, None)
-    if head is None:
-        return
-    if embedding is None:
-        stored[EMBEDDING] = head
-        return
-    with open_tensors(embedding.path) as first, open_tensors(head.path) as second:
-        if not torch.equal(first.get_tensor(embedding.key), second.get_tensor(head.key)):
-            stored[HEAD] = head
+
+def equal(one, two):
+    with open_tensors(one.path) as first, open_tensors(two.path) as second:
+        return torch.equal(first.get_tensor(one.key), second.get_tensor(two.key))
 
 
 def find_tensors(directory, names):
     """Every tensor by its name in the model, over the single file or the index's shards."""
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    weight_map = {} if single.is_file() else read_index(index)
-    stored, missing = {}, dict(weight_map)
-    for path in sorted({directory / shard for shard in weight_map.values()}) or [single]:
+    single, stored = directory / "model.safetensors", {}
+    for path in [single] if single.is_file() else find_shards(directory):
         for tensor in list_tensors(path):
-            if IGNORED.fullmatch(tensor.key) or weight_map.get(tensor.key, path.name) != path.name:
+            if IGNORED.fullmatch(tensor.key):
                 continue
             name = canonical(tensor.key, names)
             if name in stored:
@@ -112,10 +106,6 @@ def find_tensors(directory, names):
                 expected = f"expected {tensor.key} in one of {', '.join(FLOATS)}"
                 raise ValueError(f"{path}: {expected}, got {tensor.dtype}")
             stored[name] = tensor
-            missing.pop(tensor.key, None)
-    for key, shard in sorted(missing.items()):
-        if not IGNORED.fullmatch(key):
-            raise ValueError(f"{index}: expected {key} in {shard}, found no such tensor there")
     return stored
 
 
@@ -125,13 +115,13 @@ def list_tensors(path):
         return [Stored(path, key, tuple(part.get_shape()), part.get_dtype()) for key, part in slices]
 
 
-def read_index(path):
-    """Tensor name in the files -> shard, which is a plain file name beside the index."""
+def find_shards(directory):
+    """The files that the index names, each a plain file name beside it."""
+    path = directory / "model.safetensors.index.json"
     if not path.is_file():
-        expected = f"{path.parent}: expected model.safetensors or {path.name}, found neither"
-        pickled = any(path.parent.glob("*.bin"))
         raise FileNotFoundError(
-            f"{expected}; pickled weights (.bin) are not read: convert them" if pickled else expected
+            f"{directory}: expected model.safetensors or {path.name}, found neither; "
+            "pickled weights (.bin) are not read: convert them"
         )
     weight_map = read_json(path).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
@@ -140,7 +130,7 @@ def read_index(path):
         if not isinstance(shard, str) or not re.fullmatch(r"[\w.-]+\.safetensors", shard):
             expected = "expected plain names of .safetensors files in weight_map"
             raise ValueError(f"{path}: {expected}, got {shard!r}")
-    return weight_map
+    return [directory / shard for shard in sorted(set(weight_map.values()))]
 
 
 def canonical(key, names):
@@ -161,9 +151,7 @@ def check_tensors(stored, expected, what):
             problems.append(f"unexpected tensor {name} in {file}")
         elif tensor.shape != expected[name]:
             problems.append(f"{name} in {file}: expected shape {expected[name]}, got {tensor.shape}")
-    if problems:
-        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ValueError(f"{what}: {'; '.join(problems[:3])}{more}")
+    refuse(problems, f"{what}: ")
 
 
 def save_model(model: Decoder, directory, like) -> None:
@@ -174,11 +162,11 @@ def save_model(model: Decoder, directory, like) -> None:
     these are."""
     directory, like = Path(directory), resolve(like)
     directory.mkdir(parents=True, exist_ok=True)
-    if like.resolve() != directory.resolve():
-        copy_others(like, directory)
+    copy_others(like, directory)
     config = read_json(like / "config.json")
-    if config.get("text_config") is not None:
-        config = {**text_decoder(config), "architectures": [WRAPPERS[config["model_type"]].architecture]}
+    if config["model_type"] in WRAPPERS:
+        _, architecture = WRAPPERS[config["model_type"]]
+        config = {**text_decoder(config), "architectures": [architecture]}
     dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
     write_json(directory / "config.json", {**config, "dtype": dtype, "torch_dtype": dtype})
     tensors = model.state_dict()
@@ -189,8 +177,8 @@ def save_model(model: Decoder, directory, like) -> None:
 
 def copy_others(source, directory):
     """The tokenizer and the like: what is neither weights nor config.json."""
-    for path in source.iterdir():
+    for path in sorted(source.iterdir()):
         ours = path.name.startswith(("model.safetensors", "config.json"))
         if path.is_file() and path.suffix in (".json", ".jinja", ".model", ".txt") and not ours:
-            shutil.copyfile(path, directory / f"{path.name}.tmp")
-            os.replace(directory / f"{path.name}.tmp", directory / path.name)
+            with replacing(directory / path.name) as temporary:
+                shutil.copyfile(path, temporary)

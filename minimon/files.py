@@ -23,6 +23,18 @@ MAX_BYTES = 2**31  # that a compressed file, or a member of one, may hold
 ROW_FILES = ".jsonl, .json, .csv or .tsv file, or such a .gz"
 
 
+def one_line(value) -> str:
+    """A value as text, its white space as single spaces."""
+    return " ".join(str(value).split())
+
+
+def refuse(problems: list[str], where: str) -> None:
+    """Raises ValueError with the first three, if there are any."""
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(f"{where}{'; '.join(problems[:3])}{more}")
+
+
 # ---- finding -------------------------------------------------------------------------------------
 
 
@@ -112,11 +124,14 @@ def unique_keys(pairs: list[tuple]) -> dict:
 
 
 def read_json(path) -> dict:
-    """A JSON object."""
-    value = parse_json(read_text(path), path)
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
+    return json_row(read_text(path), path, "a JSON object")
+
+
+def json_row(text: str, where, expected: str = "one JSON object a line") -> dict:
+    row = parse_json(text, where, expected)
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: expected {expected}, got {type(row).__name__}")
+    return row
 
 
 def read_toml(path) -> dict:
@@ -157,13 +172,6 @@ def read_jsonl(path) -> Iterator[tuple[int, dict]]:
             yield number, json_row(line, f"{path}:{number}")
 
 
-def json_row(line: str, where: str) -> dict:
-    row = parse_json(line, where, "one JSON object a line")
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected one JSON object a line, got {type(row).__name__}")
-    return row
-
-
 def json_rows(path) -> list[dict]:
     rows = parse_json(read_text(path), path)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -182,11 +190,6 @@ def table_rows(path, delimiter: str) -> Iterator[tuple[int, dict]]:
         names = reader.fieldnames
         if names is None:
             raise ValueError(f"{path}: expected a header line, got an empty file")
-        if delimiter == "," and len(names) == 1 and ";" in names[0]:
-            raise ValueError(
-                f"{path}:1: expected columns with commas between, got {names[0]!r}; "
-                "is it separated by ';'? write it with commas"
-            )
         if len(set(names)) < len(names):
             raise ValueError(f"{path}:1: expected a name of its own for each column, got {', '.join(names)}")
         line = reader.line_num + 1

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 
-from minimon.files import find_files, read_jsonl, read_toml
+from minimon.files import find_files, read_jsonl, read_toml, refuse
 from minimon.formats.records import lookup, read_records, same
 from minimon.formats.transcript import text_of
 
@@ -155,24 +155,6 @@ def checked_repeats(task: Task, rows: list[Row]) -> list[Row]:
 # ---- task files ------------------------------------------------------------------------------------
 
 
-NEEDED = {"name": str, "domain": str, "prompt": str, "rows": str, "text": str, "label": str, "labels": dict}
-OPTIONAL = {
-    "criterion": str,
-    "default": object,
-    "group": str,
-    "max_chars": int,
-    "prompt_position": str,
-    "reasoning": bool,
-    "skip": list,
-    "split": object,
-    "unique": bool,
-}
-OLD_FIELD = re.compile(r"^@(file|name|value|join)|^\['|\{.+\}")  # of a removed option; a list; a template
-REMOVED = ("columns", "drop", "each", "format", "join", "keep", "source")
-PLAIN_ROWS = "write plain rows once, see data/public.py"
-WORDS = {str: "a text", int: "a whole number", bool: "true or false", list: "a list", dict: "a table"}
-
-
 def load_task(path, name: str | None = None) -> Task:
     """The task of a file, or the one called `name`."""
     tasks = [task for task in load_tasks(path) if name in (None, task.name)]
@@ -192,40 +174,45 @@ def load_tasks(path) -> list[Task]:
 
 
 def read_task(table: dict, path: Path) -> Task:
-    problems = [*key_problems(table), *value_problems(table), *label_problems(table.get("labels"))]
-    problems += split_problems(table.get("split", {"test": 1}))
-    if problems:
-        raise ValueError(f"{path}: task {table.get('name', '(no name)')!r}: {'; '.join(problems)}")
+    where = f"{path}: task {table.get('name', '(no name)')!r}: "
+    refuse(list(removed_keys(table)), where)
+    check_table(table, NEEDED, OPTIONAL, where)
+    refuse([*label_problems(table["labels"]), *split_problems(table.get("split", {"test": 1}))], where)
     fields = {"criterion": table["name"], **table}
     rows, skip = path.parent / fields.pop("rows"), tuple(fields.pop("skip", ()))
     return Task(**fields, path=rows, skip=skip, where=str(path))
 
 
-def key_problems(table: dict) -> Iterator[str]:
-    for key in table:
+NEEDED = {"name": str, "domain": str, "prompt": str, "rows": str, "text": str, "label": str, "labels": dict}
+OPTIONAL = {
+    "criterion": str,
+    "default": object,
+    "group": str,
+    "max_chars": int,
+    "prompt_position": ("before", "after"),
+    "reasoning": bool,
+    "skip": list,
+    "split": object,
+    "unique": bool,
+}
+
+
+# of older task files: `columns`, `each` and such are keys; an @file, a list or a template stood in place of a field
+REMOVED = ("columns", "drop", "each", "format", "join", "keep", "source")
+NO_FIELD = re.compile(r"^@(file|name|value|join)|^\['|\{.+\}")
+PLAIN_ROWS = "write plain rows once, see data/public.py"
+
+
+def removed_keys(table: dict) -> Iterator[str]:
+    for key, value in table.items():
         if key in REMOVED:
             yield f"`{key}` is gone: {PLAIN_ROWS}"
-        elif key in ("text", "label") and OLD_FIELD.search(str(table[key])):
-            yield f"{key} = {table[key]!r} is gone, it names one field of a row: {PLAIN_ROWS}"
-        elif key not in {**NEEDED, **OPTIONAL}:
-            yield f"unknown key {key!r}"
+        elif key in ("text", "label") and NO_FIELD.search(str(value)):
+            yield f"{key} = {value!r} is gone, it names one field of a row: {PLAIN_ROWS}"
 
 
-def value_problems(table: dict) -> Iterator[str]:
-    for key, kind in {**NEEDED, **OPTIONAL}.items():
-        value = table.get(key)
-        if key in OPTIONAL and (key not in table or kind is object):
-            continue
-        if type(value) is not kind or (kind is str and not value.strip()):
-            yield f"expected {WORDS[kind]} for {key}, got {value!r}"
-        elif key == "max_chars" and value < 100:
-            yield f"expected a number from 100 for max_chars, got {value}"
-        elif key == "prompt_position" and value not in ("before", "after"):
-            yield f'expected prompt_position = "before" or "after" (the text), got {value!r}'
-
-
-def label_problems(labels) -> Iterator[str]:
-    lists = labels.values() if isinstance(labels, dict) else []
+def label_problems(labels: dict) -> Iterator[str]:
+    lists = labels.values()
     if len(lists) < 2 or not all(isinstance(values, list) and values for values in lists):
         yield f"expected labels = {{ Yes = [values], No = [values] }}, two or more, got {labels!r}"
         return
@@ -235,13 +222,54 @@ def label_problems(labels) -> Iterator[str]:
 
 
 def split_problems(split) -> Iterator[str]:
-    if isinstance(split, str) and split.strip():
+    if fits(split, str):
         return
     shares = split.values() if isinstance(split, dict) and set(split) <= set(SIDES) else []
     fractions = all(type(share) in (int, float) and 0 <= share <= 1 for share in shares)
     if not fractions or abs(sum(shares) - 1) > 1e-9:
         sides = ", ".join(SIDES)
         yield f"expected split to be a field, or fractions of {sides} that add up to 1; got {split!r}"
+
+
+# ---- tables ----------------------------------------------------------------------------------------
+
+
+KINDS = {
+    str: "a text",
+    int: "a whole number from 2",
+    float: "a fraction in (0, 1)",
+    bool: "true or false",
+    list: "a list",
+    dict: "a table",
+}
+
+
+def check_table(table: dict, needed: dict, optional: dict, where: str) -> None:
+    """Raises ValueError for a key that is not asked for, and for values that do not fit.
+
+    needed, optional: key -> one of KINDS, object for any value, or a tuple of the values to choose from."""
+    kinds = {**needed, **optional}
+    problems = [f"{key}: unknown key, expected {', '.join(kinds)}" for key in table if key not in kinds]
+    for key, kind in kinds.items():
+        value = table.get(key)
+        if (value is not None or key in needed) and not fits(value, kind):
+            expected = KINDS.get(kind) or f"one of {', '.join(kind)}"
+            problems.append(f"{key}: expected {expected}, got {value!r}")
+    refuse(problems, where)
+
+
+def fits(value, kind) -> bool:
+    if isinstance(kind, tuple):
+        return value in kind
+    if kind is object:
+        return True
+    if type(value) is not kind:
+        return False
+    if kind is str:
+        return value.strip() != ""
+    if kind is int:
+        return value >= 2
+    return kind is not float or 0 < value < 1
 
 
 # ---- prompts that are the same ---------------------------------------------------------------------
@@ -322,15 +350,13 @@ def load_conversations(path, refused: Iterable[str] = ()) -> list[Conversation]:
 
 def read_conversation(record: dict, where: str) -> Conversation:
     turns = record.get("messages")
-    if not isinstance(turns, list) or len(turns) < 2 or not all(isinstance(turn, dict) for turn in turns):
+    listed = isinstance(turns, list) and len(turns) >= 2 and all(isinstance(turn, dict) for turn in turns)
+    texts = listed and all(isinstance(turn.get("content"), str) for turn in turns)
+    if not texts or turns[-1].get("role") != "assistant":
         raise ValueError(
-            f'{where}: expected {{"messages": [...]}} of two turns or more, got {str(record)[:80]}'
+            f'{where}: expected {{"messages": [...]}} of two turns or more with text as content, the last of '
+            f"them the assistant's; got {str(record)[:80]}"
         )
-    texts = [turn.get("content") for turn in turns]
-    last = turns[-1]
-    if not all(isinstance(text, str) for text in texts) or last.get("role") != "assistant":
-        wanted = "turns with text as content, the last of them the assistant's"
-        raise ValueError(f"{where}: expected {wanted}; got {str(last)[:80]}")
     return Conversation(tuple(turns), where)
 
 
@@ -341,7 +367,7 @@ def read_conversation(record: dict, where: str) -> Conversation:
 class Options:
     """What a split may set for itself."""
 
-    rows: int | None  # a task
+    rows: int | None = None  # a task; the mixture's eval_rows if it is None
     max_new_tokens: int | None = None  # where the model writes first
     prompt: str = "Summarize the text."  # what the summary split asks for
 
@@ -358,7 +384,6 @@ class Mixture:
     splits: dict[str, dict[str, list[Task]]]  # split -> group -> tasks; without groups the group is ""
     options: dict[str, Options]  # split -> its own settings
     instruct: Instruct | None
-    max_chars: int | None = None  # limit on every task's texts
 
     def all_tasks(self) -> list[Task]:
         return self.train + [task for split in self.splits for task in self.split_tasks(split)]
@@ -371,18 +396,16 @@ class Mixture:
         splits = [split for split in self.splits if split not in ("trained", "same_prompt")]
         return [task.prompt for split in splits for task in self.split_tasks(split)]
 
-    def train_rows(self, task: Task, seed: int, cap: int | None = None) -> list[Row]:
-        """At most `cap` rows, the mixture's if not given."""
-        return task.select("train", cap or self.cap, balance=self.balance, seed=seed)
+    def train_rows(self, task: Task, seed: int) -> list[Row]:
+        return task.select("train", self.cap, balance=self.balance, seed=seed)
 
-    def validation_rows(self, task: Task, count: int | None = None) -> list[Row]:
-        """At most `count`, or as many as are evaluated; the same for every seed; none where the task's split has no
-        validation side."""
-        return task.select("validation", count or self.eval_rows, balance=self.balance, seed="eval")
+    def validation_rows(self, task: Task, count: int | None) -> list[Row]:
+        """The same for every seed; none where the task's split has no validation side."""
+        return task.select("validation", count, balance=self.balance, seed="eval")
 
     def test_rows(self, task: Task, split: str = "") -> list[Row]:
         """The same for every seed, so that runs are compared on the same rows."""
-        count = self.options[split].rows if split in self.options else self.eval_rows
+        count = self.options.get(split, Options()).rows or self.eval_rows
         return task.select("test", count, balance=self.balance, seed="eval")
 
     def restricted(self, splits: str | None = None, eval_rows: int | None = None, cap: int | None = None):
@@ -391,6 +414,7 @@ class Mixture:
         A split with rows of its own keeps them where they are fewer."""
         if splits is None and eval_rows is None and cap is None:
             return self
+        check_table({"--eval-rows": eval_rows, "--cap": cap}, {}, {"--eval-rows": int, "--cap": int}, "")
         names = splits.replace(" ", "").split(",") if splits else list(self.splits)
         unknown = [repr(name) for name in names if name not in self.splits]
         if unknown:
@@ -399,15 +423,13 @@ class Mixture:
         options = {split: given for split, given in self.options.items() if split in names}
         if eval_rows is not None:
             for split, given in options.items():
-                inherited = given.rows in (None, self.eval_rows)
-                rows = eval_rows if inherited else min(given.rows, eval_rows)
-                options[split] = replace(given, rows=rows)
+                options[split] = replace(given, rows=given.rows and min(given.rows, eval_rows))
         mixture = replace(
             self,
             splits={split: self.splits[split] for split in options},
             options=options,
-            eval_rows=whole_number(eval_rows, "--eval-rows") or self.eval_rows,
-            cap=whole_number(cap, "--cap") or self.cap,
+            eval_rows=eval_rows or self.eval_rows,
+            cap=cap or self.cap,
         )
         check_mixture(mixture)
         return mixture
@@ -417,126 +439,77 @@ def load_mixture(path, check: bool = True) -> Mixture:
     """A mixture with all its tasks, checked unless the rows are not to be read yet.
 
     Raises FileNotFoundError or ValueError in one line."""
-    path = Path(path)
+    path, where = Path(path), f"{path}: "
     data = read_toml(path)
-    check_keys(data, path)
+    check_table(data, {"train": dict, "eval": dict}, {"name": str, "instruct": dict}, where)
     train, evaluation = data["train"], data["eval"]
-    max_chars = whole_number(data.get("max_chars"), f"{path}: max_chars", 100)
-    eval_rows = whole_number(evaluation.get("rows"), f"{path}: eval.rows")
-    load = cache(lambda file: [shortened(task, max_chars) for task in load_tasks(file)])
+    check_table(train, {"tasks": list}, {"weights": dict, "cap": int, "balance": bool}, f"{where}train.")
+    check_table(evaluation, {}, {"rows": int, **dict.fromkeys(SPLITS, dict)}, f"{where}eval.")
+    name = data.get("name", path.stem)
+    if not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name):
+        expected = "expected letters, digits and .+-_ (a run's directory is called after it)"
+        raise ValueError(f"{where}name: {expected}, got {name!r}")
+    load = cache(load_tasks)  # many entries name one file
     splits, options = {}, {}
     for split in SPLITS:
         if split in evaluation:
-            options[split] = read_options(split, evaluation[split], eval_rows, path)
-            splits[split] = read_groups(split, evaluation[split], path, load)
+            at = f"{where}eval.{split}"
+            options[split], groups = read_split(split, evaluation[split], at)
+            splits[split] = {
+                "" if group == "tasks" else group: find_tasks(entries, path, f"{at}.{group}", load)
+                for group, entries in groups.items()
+            }
     mixture = Mixture(
-        name=data.get("name", path.stem),
+        name=name,
         path=path,
-        train=find_tasks(train.get("tasks"), path, "train.tasks", load),
+        train=find_tasks(train["tasks"], path, f"{where}train.tasks", load),
         weights=train.get("weights", {}),
-        cap=whole_number(train.get("cap"), f"{path}: train.cap"),
-        eval_rows=eval_rows,
+        cap=train.get("cap"),
+        eval_rows=evaluation.get("rows"),
         balance=train.get("balance", True),
         splits=splits,
         options=options,
         instruct=read_instruct(data["instruct"], path) if "instruct" in data else None,
-        max_chars=max_chars,
     )
     if check:
         check_mixture(mixture)
     return mixture
 
 
-def check_keys(data: dict, path: Path) -> None:
-    """Of the file and its tables, and the values that no other function reads."""
-    train, evaluation, name = data.get("train"), data.get("eval"), data.get("name", path.stem)
-    if not isinstance(train, dict) or not isinstance(evaluation, dict):
-        raise ValueError(f"{path}: expected tables [train] and [eval], got {', '.join(data) or 'nothing'}")
-    unknown = set(data) - {"name", "train", "instruct", "eval", "max_chars"}
-    unknown |= {f"train.{key}" for key in set(train) - {"tasks", "weights", "cap", "balance"}}
-    unknown |= {f"eval.{key}" for key in set(evaluation) - {"rows", *SPLITS}}
-    if unknown:
-        raise ValueError(
-            f"{path}: unknown keys {', '.join(sorted(unknown))}; the splits of eval are {', '.join(SPLITS)}"
-        )
-    if not isinstance(name, str) or not re.fullmatch(r"[\w.+-]*\w[\w.+-]*", name):
-        raise ValueError(
-            f"{path}: name: expected letters, digits and .+-_ (a run's directory is called after it), "
-            f"got {name!r}"
-        )
-    weights, balance = train.get("weights", {}), train.get("balance", True)
-    if not isinstance(weights, dict) or not isinstance(balance, bool):
-        raise ValueError(
-            f"{path}: train: expected weights = {{ name = number }} and balance = true or false, "
-            f"got {weights!r}, {balance!r}"
-        )
-
-
-def whole_number(value, name: str, least: int = 2) -> int | None:
-    """The value, which may be None. Raises ValueError for what is no number from `least`."""
-    if value is not None and (type(value) is not int or value < least):
-        raise ValueError(f"{name}: expected a whole number from {least}, got {value!r}")
-    return value
-
-
-def read_options(split: str, table, eval_rows: int | None, path: Path) -> Options:
-    where = f"{path}: eval.{split}"
-    if not isinstance(table, dict):
-        raise ValueError(f"{where}: expected tasks = [...] or a group = [...], got {table!r}")
-    prompt, tokens = table.get("prompt", Options.prompt), table.get("max_new_tokens", DECODING.get(split))
-    if not isinstance(prompt, str) or not prompt.strip() or ("prompt" in table and split != "summary"):
-        raise ValueError(f"{where}.prompt: expected a text, in eval.summary alone; got {prompt!r}")
-    if tokens is not None and split not in DECODING:
-        raise ValueError(
-            f"{where}.max_new_tokens: expected it in {' and '.join(DECODING)} alone, got {tokens!r}"
-        )
-    rows = whole_number(table.get("rows", eval_rows), f"{where}.rows")
-    return Options(rows, whole_number(tokens, f"{where}.max_new_tokens"), prompt)
-
-
-def read_groups(split: str, table: dict, path: Path, load) -> dict[str, list[Task]]:
-    groups = {
-        "" if group == "tasks" else group: find_tasks(entries, path, f"eval.{split}.{group}", load)
-        for group, entries in table.items()
-        if group not in Options.__annotations__
-    }
+def read_split(split: str, table: dict, where: str) -> tuple[Options, dict[str, list]]:
+    """What a split sets for itself, and its other keys: group -> entries of tasks."""
+    kinds = {"rows": int}
+    if split in DECODING:
+        kinds["max_new_tokens"] = int
+    if split == "summary":
+        kinds["prompt"] = str
+    own = {key: value for key, value in table.items() if key in kinds}
+    groups = {key: value for key, value in table.items() if key not in kinds}
+    check_table(own, {}, kinds, f"{where}.")
     if not groups:
-        raise ValueError(f"{path}: eval.{split}: expected tasks = [...] or a group = [...], got neither")
-    return groups
+        raise ValueError(f"{where}: expected tasks = [...] or a group = [...], got neither")
+    return Options(**{"max_new_tokens": DECODING.get(split), **own}), groups
 
 
-def find_tasks(entries, path: Path, key: str, load) -> list[Task]:
+def find_tasks(entries, path: Path, where: str, load) -> list[Task]:
     """By entries FILE or FILE#NAME, relative to the mixture; both parts may hold the wildcards * and ?."""
     if not isinstance(entries, list) or not entries or not all(isinstance(entry, str) for entry in entries):
-        raise ValueError(f"{path}: {key}: expected a list of task files, got {entries!r}")
+        raise ValueError(f"{where}: expected a list of task files, got {entries!r}")
     found = []
     for entry in entries:
         pattern, _, name = entry.partition("#")
         files = [Path(os.path.realpath(file)) for file in find_files(path.parent, pattern)]
         tasks = [task for file in files for task in load(file) if fnmatch.fnmatchcase(task.name, name or "*")]
         if not tasks:
-            raise ValueError(f"{path}: {key}: expected tasks at {entry!r}, found none")
+            raise ValueError(f"{where}: expected tasks at {entry!r}, found none")
         found += tasks
     return found
 
 
-def shortened(task: Task, max_chars: int | None) -> Task:
-    return replace(task, max_chars=min(max_chars, task.max_chars or max_chars)) if max_chars else task
-
-
-def read_instruct(table, path: Path) -> Instruct:
-    keys = {"rows", "schedule", "fraction"}
-    if not isinstance(table, dict) or not isinstance(table.get("rows"), str) or set(table) - keys:
-        raise ValueError(
-            f'{path}: instruct: expected rows = "FILE.jsonl", and schedule or fraction; got {table!r}'
-        )
-    schedule, fraction = table.get("schedule", Instruct.schedule), table.get("fraction", Instruct.fraction)
-    if schedule not in SCHEDULES or not isinstance(fraction, float) or not 0 < fraction < 1:
-        raise ValueError(
-            f"{path}: instruct: expected a schedule of {', '.join(SCHEDULES)} and a fraction in (0, 1); "
-            f"got {schedule!r} and {fraction!r}"
-        )
-    return Instruct(path.parent / table["rows"], schedule, fraction)
+def read_instruct(table: dict, path: Path) -> Instruct:
+    check_table(table, {"rows": str}, {"schedule": SCHEDULES, "fraction": float}, f"{path}: instruct.")
+    fields = dict(table)
+    return Instruct(path.parent / fields.pop("rows"), **fields)
 
 
 # ---- what would void the verdict -------------------------------------------------------------------
@@ -557,9 +530,7 @@ def check_mixture(mixture: Mixture) -> None:
             if leaks:
                 where = f"test row {leaks[0].where} of {task.name!r}"
                 problems.append(f"{split}: {where} is also a training row, {trained[leaks[0].text].where}")
-    if problems:
-        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
-        raise ValueError(f"{mixture.path}: {'; '.join(problems[:3])}{more}")
+    refuse(problems, f"{mixture.path}: ")
 
 
 def weight_problems(mixture: Mixture) -> Iterator[str]:

@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 from tokenizers import Tokenizer as FastTokenizer
 
-from minimon.files import read_json, resolve
+from minimon.files import one_line, read_json, resolve
 from minimon.hf.control import MARK, NONCE_END, ControlStrings, check_sizes
-from minimon.hf.templates import compile_template, eos_ids, find_template, one_line, special_tokens
+from minimon.hf.templates import compile_template, eos_ids, find_template, special_tokens
 
 ROLES, FIELDS = ("system", "user", "assistant", "tool"), ("content", "name", "reasoning_content")
 USUAL = ("Yes", "No", "A", "B", "1", "0")  # labels
@@ -115,35 +115,34 @@ class Tokenizer:
         Raises ValueError for a label that is not one token there, and for two that are the same one."""
         by_words = self.think_end is None
         prompt, lead, _ = self.turn(ASK, thinking and not by_words)
-
-        def spell(label, lead):
-            return self.follow(prompt, lead + self.strings.hold(label))
-
-        def one_token(label):
-            ids = spell(label, lead)
-            return ids[0] if len(ids) == 1 and ids[0] not in self.control.values() else None
-
         if thinking:
             prompt, lead = prompt + self.closing, " " if by_words else ""
-        elif lead and all(spell(label, lead)[1:] == spell(label, "") for label in labels):
-            lead = ""  # a token of its own before the label: the tokenizer puts a space there as well
-        ids = [one_token(label) for label in labels]
-        for i, label in enumerate(labels):
-            token = ids[i]
+        elif lead:
+            after = [self.follow(prompt, lead + self.strings.hold(label))[1:] for label in labels]
+            if after == [self.follow(prompt, self.strings.hold(label)) for label in labels]:
+                lead = ""  # a token of its own before the label: the tokenizer puts a space there as well
+
+        def one_token(label):
+            ids = self.follow(prompt, lead + self.strings.hold(label))
+            return ids[0] if len(ids) == 1 and ids[0] not in self.control.values() else None
+
+        found = []
+        for label in labels:
+            token = one_token(label)
             if token is None:
-                words = [label.capitalize(), label.lower(), label.upper(), *label.split()[:1]]
-                others = [word for word in dict.fromkeys([*words, *USUAL]) if word and word not in labels]
-                options = [word for word in others if one_token(word) is not None]
+                words = dict.fromkeys([label.capitalize(), label.lower(), *USUAL])
+                others = [word for word in words if word not in labels and one_token(word) is not None]
                 raise ValueError(
                     f"label {label!r}: expected a word that is one token at the answer position, "
-                    f"got one that is not; one token there: {', '.join(options) or 'none of those tried'}"
+                    f"got one that is not; one token there: {', '.join(others) or 'none of those tried'}"
                 )
-            if token in ids[:i]:
+            if token in found:
                 raise ValueError(
-                    f"labels {labels[ids.index(token)]!r} and {label!r}: expected a token of its own "
+                    f"labels {labels[found.index(token)]!r} and {label!r}: expected a token of its own "
                     f"for each, got {token} for both; choose another word for one"
                 )
-        return ids
+            found.append(token)
+        return found
 
     @property
     def thought_stops(self) -> set[int]:

@@ -490,7 +490,6 @@ def test_a_task(folder):
             "",
             {
                 "name": '"m"',
-                "max_chars": "1000",
                 "train": '{ tasks = ["a.toml"] }',
                 "eval": '{ new_domain = { tasks = ["b.toml"] } }',
             },

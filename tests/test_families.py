@@ -118,9 +118,6 @@ TIES = [
     ("gemma3", False, True, False),
     ("mistral3", None, None, True),
     ("mistral3", False, None, False),
-    ("llava", None, None, False),
-    ("llava", None, True, True),
-    ("llava", True, None, True),
 ]
 
 
@@ -130,7 +127,7 @@ def wrapper_config(wrapper, outer, text):
         **({} if outer is None else {"tie_word_embeddings": outer}),
         "text_config": {
             **tiny.SIZES,
-            "model_type": WRAPPERS[wrapper].family,
+            "model_type": WRAPPERS[wrapper][0],
             **({} if text is None else {"tie_word_embeddings": text}),
         },
     }
@@ -151,7 +148,7 @@ REFUSED = {
     "gemma2": (
         {"model_type": "gemma2"},
         "model_type",
-        "'gemma2'; gemma2's softcaps of scores and logits are not implemented",
+        "'gemma2'",
     ),
     "a list for a type": ({"model_type": ["llama"]}, "model_type", "['llama']"),
     "quantized": ({"quantization_config": {"quant_method": "awq"}}, "quantization_config", "'awq'"),
@@ -182,7 +179,7 @@ REFUSED = {
     ),
     "longrope list": (
         {"model_type": "phi3", "rope_scaling": SU},
-        "rope_scaling.long_factor",
+        "rope_scaling.type: expected settings that give finite angles",
         "[1.0, 1.0, 1.0]",
     ),
     "rope list": ({"rope_scaling": [1]}, "rope_scaling", "[1]"),
@@ -220,7 +217,6 @@ REFUSED = {
     "pattern": ({"model_type": "gemma3_text", "sliding_window_pattern": 0}, "sliding_window_pattern", "0"),
     "rotated layers": ({"model_type": "smollm3", "no_rope_layers": [1, 0]}, "no_rope_layers", "[1, 0]"),
     "granite": ({"model_type": "granite", "logits_scaling": 0}, "logits_scaling", "0"),
-    "text_config in a decoder": ({"text_config": dict(tiny.LLAMA)}, "model_type", "'llama'"),
     "text_config is a list": ({"model_type": "gemma3", "text_config": [1]}, "text_config", "[1]"),
     "another text_config": (
         {"model_type": "gemma3", "text_config": {"model_type": "gemma2"}},
@@ -457,8 +453,8 @@ def our_view(config: ModelConfig, like: dict) -> dict:
 
 @pytest.mark.peers
 def test_omitted_and_null_keys_mean_what_they_mean_to_transformers(transformers):
-    """Nothing but the type; each case without one of its keys; each with an explicit null; old keys beside new ones."""
-    raws = [{"model_type": family} for family in FAMILIES]
+    """Nothing but the type and sizes; each case without one of its keys; each with an explicit null; old keys beside new ones."""
+    raws = [{"model_type": family, **tiny.SIZES} for family in FAMILIES]
     for case in (case["config"] for case in CASES.values() if "text_config" not in case["config"]):
         raws += [
             {key: value for key, value in case.items() if key != left_out}
@@ -498,6 +494,7 @@ def test_omitted_and_null_keys_mean_what_they_mean_to_transformers(transformers)
                 for reason in (
                     "expected an even number",
                     "expected a divisor",
+                    "got None",  # a size that the file does not have
                     "expected a sliding_window",
                     "versions of transformers read differently",
                 )
@@ -505,4 +502,4 @@ def test_omitted_and_null_keys_mean_what_they_mean_to_transformers(transformers)
             continue
         assert read == expected, raw
         compared += 1
-    assert compared > 600
+    assert compared > 500

@@ -5,11 +5,11 @@ import shutil
 import subprocess
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
 
-from minimon.formats import inspect_log as logs
 from minimon.formats.__main__ import main as to_rows
 from minimon.formats.inspect_log import is_log, read_log
 from minimon.formats.transcript import text_of, transcript
@@ -218,49 +218,43 @@ def test_samples_that_show_no_finished_run_are_skipped_with_the_reason(tmp_path,
     assert one(tmp_path, sample(**change))["skipped"] == reason
 
 
-def test_old_logs_keep_their_scores_attachments_and_tool_views(tmp_path):
+def test_attachments_compaction_and_the_views_of_old_logs_are_read(tmp_path):
     call = {"id": "1", "function": "login", "arguments": {"password": "secret"}}
-    old = sample(
-        score={"value": "C"},
-        transcript={"events": [{"event": "compaction"}], "content": {"ab12": "the whole text"}},
-    )
-    old["messages"] = [
-        {"role": "user", "content": "tc://ab12"},
+    view = {**call, "arguments": {"password": "***"}}
+    whole = sample(events=[{"event": "compaction"}], attachments={"ab12": "the whole text"})
+    whole["messages"] = [
+        {"role": "user", "content": "attachment://ab12"},
         {
             "role": "assistant",
             "content": "",
             "tool_calls": [call],
-            "metadata": {"monitor_views": {"login": {**call, "arguments": {"password": "***"}}}},
+            "metadata": {"monitor_views": {"login": view}},
         },
     ]
-    record = one(tmp_path, old)
-    assert record["scores"] == {"score": "C"} and record["compacted"] is True
+    record = one(tmp_path, whole)
+    assert record["compacted"] is True
     assert shown(record) == '[user]\nthe whole text\n\n[assistant]\ncall login({"password": "***"})'
-    with pytest.raises(ValueError, match="one.json: sample a: expected an attachment 'cd34'"):
+    with pytest.raises(ValueError, match="one.json: sample 1: expected an attachment 'cd34'"):
         one(tmp_path, sample(text="attachment://cd34"))
 
 
-def test_one_sample_of_a_json_log_is_in_memory_at_a_time(tmp_path):
+def test_one_sample_of_an_eval_log_is_in_memory_at_a_time(tmp_path):
     import tracemalloc
 
-    with open(tmp_path / "big.json", "w") as file:
-        file.write(
-            json.dumps(HEADER)[:-1]
-            + ', "samples": ['
-            + ",".join(json.dumps(sample(str(i), "word " * 20_000)) for i in range(60))
-            + "]}"
-        )
-    assert (tmp_path / "big.json").stat().st_size > 6_000_000
+    names = [(f"samples/{i}_epoch_1.json", sample(str(i), "word " * 20_000)) for i in range(60)]
+    path = write_eval(tmp_path / "big.eval", names)
+    del names
+    assert path.stat().st_size > 6_000_000
     tracemalloc.start()
-    assert sum(1 for _ in read_log(tmp_path / "big.json")) == 60
+    assert sum(1 for _ in read_log(path)) == 60
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2_000_000, peak
 
 
-def test_without_a_zstd_package_the_message_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(logs, "zstd_decompressor", lambda: None)
-    with pytest.raises(ValueError, match="zstd.eval: .*pip install zstandard.*inspect log convert"):
+def test_without_a_zstd_package_the_message_says_which_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(ValueError, match="zstd.eval: .*zstandard"):
         list(read_log(INSPECT / "zstd.eval"))
 
 
@@ -290,15 +284,28 @@ def test_a_damaged_member_is_refused_by_name(form, tmp_path):
 def test_several_frames_of_zstd_are_all_read(tmp_path):
     import zstandard
 
+    data = json.dumps(sample()).encode()
     pack = zstandard.ZstdCompressor().compress
-    assert logs.zstd_decompressor()(pack(b"one ") + pack(b"two")) == b"one two"
+    frames = pack(data[:20]) + pack(data[20:])
+    info = zipfile.ZipInfo("samples/a_epoch_1.json")
+    path = tmp_path / "x.eval"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(info, frames)
+        archive.writestr("header.json", json.dumps(HEADER))
+    raw = bytearray(path.read_bytes())  # stored so far: in the directory it becomes a member of zstd
+    at = raw.index(b"PK\x01\x02")
+    raw[at + 10 : at + 12] = (93).to_bytes(2, "little")
+    raw[at + 16 : at + 20] = zlib.crc32(data).to_bytes(4, "little")
+    raw[at + 24 : at + 28] = len(data).to_bytes(4, "little")
+    path.write_bytes(raw)
+    assert [record["id"] for record in read_log(path)] == ["T:a:1"]
 
 
 @pytest.mark.parametrize(
     "name, text, words",
     [
         ("x.json", '{"eval": {}, "samples": [{"id": 1', "x.json"),
-        ("x.json", '{"status": "success"}', "without eval and then samples"),
+        ("x.json", '{"status": "success"}', "without eval and samples"),
         ("x.json", "{", "x.json"),
         ("x.json", '{"eval": {}, "samples": [[1]]}', "sample of an Inspect log"),
         (
@@ -409,6 +416,8 @@ def test_of_a_long_text_the_middle_is_cut():
         == "a" * 50 + "\n[... 60 characters left out ...]\n" + "b" * 50
     )
     assert text_of({"t": "a" * 100}, "t", "x", 100) == "a" * 100
+    posing = text_of({"t": "a" * 80 + "[user]" + "b" * 44}, "t", "x", 100)  # the cut lies before it
+    assert posing.endswith("left out ...]\n [user]" + "b" * 44)
 
 
 @pytest.mark.parametrize(

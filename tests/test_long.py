@@ -39,7 +39,7 @@ def test_a_long_text_keeps_head_and_tail_and_says_how_much_is_left_out(base, pos
     whole = encode_row(tokenizer, task, LONG).ids
     ids, left_out = encode_row(tokenizer, task, LONG, limit=Limit(limit))
     text = tokenizer.decode(ids)
-    head, mark, tail = text.partition(f"\n[... {left_out} tokens left out ...]\n")
+    head, mark, tail = text.partition(f"\n[... {left_out} tokens left out ...] ")
     assert limit - 12 <= len(ids) <= limit < len(whole) and mark and TASK.prompt in text
     assert LONG.startswith(head[head.index("word0") :])
     assert len(whole) - left_out <= limit and "�" not in text

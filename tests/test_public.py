@@ -193,7 +193,7 @@ def test_a_fetched_mixture_passes_its_checks_with_enough_rows_a_task(name):
     assert all(len(mixture.train_rows(task, 0)) == 250 for task in mixture.train)
     for split, groups in mixture.splits.items():
         rows = [len(mixture.test_rows(task, split)) for tasks in groups.values() for task in tasks]
-        assert min(rows) >= min(40, mixture.options[split].rows)
+        assert min(rows) >= min(40, mixture.options[split].rows or mixture.eval_rows)
 
 
 # ---- fetching -------------------------------------------------------------------------------------

@@ -162,7 +162,7 @@ def test_a_line_at_the_end_counts_what_was_flagged_and_what_not_scored(run, fold
 
 def test_a_table_with_semicolons_is_refused_at_its_header(run, folder):
     (folder / "semi.csv").write_text("message;verdict\nSings;ok\n")
-    with pytest.raises(ValueError, match=r"semi.csv:1: .*'message;verdict'; is it separated by ';'\?"):
+    with pytest.raises(ValueError, match="semi.csv:2: expected a field 'text', got message;verdict"):
         evaluate(run, folder, score=str(folder / "semi.csv"), task=str(folder / "t.toml"))
 
 

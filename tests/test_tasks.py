@@ -155,7 +155,7 @@ def test_selection_is_balanced_capped_and_a_function_of_the_seed(folder):
         ("{ Yes = [true], No = [false] }", "{ Yes = [true] }", ["labels"]),
         ("No = [false]", "No = [true]", ["same value"]),
         ('split = "split"', "split = { train = 0.5 }", ["add up to 1"]),
-        ('domain = "shell"', 'domain = "shell"\ncolour = 1', ["'colour'"]),
+        ('domain = "shell"', 'domain = "shell"\ncolour = 1', ["colour: unknown key"]),
         ('name = "a"', 'name = "a', ["line"]),
     ],
 )
@@ -349,14 +349,14 @@ def test_conversations_take_their_share_of_the_rows_and_fractions_are_carried_on
     [
         (
             '[eval.thinking]\nprompt = "x"\ntasks = ["new.toml"]',
-            ["eval.thinking.prompt", "eval.summary alone"],
+            ["eval.thinking.prompt", "expected a list of task files", "'x'"],
         ),
         (
             '[eval.thinking]\nmax_new_tokens = 0\ntasks = ["new.toml"]',
             ["eval.thinking.max_new_tokens", "got 0"],
         ),
         ("[eval.summary]\nrows = 2", ["eval.summary", "got neither"]),
-        ("[instruct]\nrows = 3", ["instruct", "FILE.jsonl"]),
+        ("[instruct]\nrows = 3", ["instruct.rows: expected a text", "3"]),
         ('[instruct]\nrows = "t.jsonl"\nschedule = "later"', ["schedule", "'later'"]),
         ('[instruct]\nrows = "t.jsonl"\nfraction = 1.5', ["fraction in (0, 1)", "1.5"]),
     ],
@@ -377,6 +377,35 @@ def test_a_split_may_have_its_own_number_of_rows_and_the_prompt_may_follow_the_t
     assert mixture.options["thinking"].max_new_tokens == 1024 and task.prompt_position == "after"
     edit(folder / "new.toml", '"after"', '"behind"')
     refused(lambda: load_mixture(folder / "mixture.toml"), "prompt_position", "'behind'")
+
+
+# ---- files of rows -------------------------------------------------------------------------------
+
+
+def test_a_file_of_no_kind_that_is_read_is_refused(folder):
+    (folder / "a.txt").write_text("a line\n")
+    edit(folder / "a.toml", "a.jsonl", "a.txt")
+    refused(lambda: load_task(folder / "a.toml").rows, "a.txt", ".jsonl, .json, .csv or .tsv", "'.txt'")
+
+
+def test_a_pattern_stands_for_many_files_of_rows(folder):
+    write_rows(folder / "part1.jsonl", tag="one")
+    write_rows(folder / "part2.jsonl", tag="two")
+    edit(folder / "a.toml", "a.jsonl", "part*.jsonl")
+    task = load_task(folder / "a.toml")
+    assert [path.name for path in task.files()] == ["part1.jsonl", "part2.jsonl"] and len(task.rows) == 28
+    edit(folder / "a.toml", "part*.jsonl", "none*.jsonl")
+    refused(
+        lambda: load_task(folder / "a.toml").files(), "none*.jsonl", "expected a file of rows, found none"
+    )
+
+
+def test_the_criterion_is_the_tasks_name_unless_it_is_given(folder):
+    assert load_task(folder / "a.toml").criterion == "a"
+    edit(folder / "a.toml", 'split = "split"', 'split = "split"\ncriterion = "leak"')
+    assert load_task(folder / "a.toml").criterion == "leak"
+    edit(folder / "a.toml", 'criterion = "leak"', 'criterion = " "')
+    refused(lambda: load_task(folder / "a.toml"), "criterion: expected a text")
 
 
 # ---- options that are gone -----------------------------------------------------------------------
@@ -538,7 +567,7 @@ def test_a_text_that_was_trained_on_is_refused_under_the_same_prompt(folder):
     [
         (
             "[eval.new_prompt]\nmax_new_tokens = 5\n",
-            ["eval.new_prompt.max_new_tokens", "thinking and summary alone"],
+            ["eval.new_prompt.max_new_tokens", "expected a list of task files", "5"],
         ),
         ('[eval.summary]\nprompt = " "\n', ["eval.summary.prompt", "expected a text"]),
     ],
@@ -573,8 +602,8 @@ def test_a_mixture_is_restricted_to_splits_and_numbers_of_rows(folder):
         and len(few.train_rows(few.train[0], 0)) == 2
     )
     assert len(few.test_rows(few.train[0], "trained")) == len(few.test_rows(few.train[0])) == 2
-    more = whole.restricted(eval_rows=6).options
-    assert (more["trained"].rows, more["thinking"].rows) == (6, 2)
+    more = whole.restricted(eval_rows=6)
+    assert [len(more.test_rows(more.train[0], split)) for split in ("trained", "thinking")] == [6, 2]
     assert whole.restricted() == whole and list(whole.splits) == ["trained", "new_domain", "thinking"]
     assert [task.name for task in few.all_tasks()] == ["a", "b", "a", "new"]
 
@@ -595,12 +624,9 @@ def test_what_a_mixture_cannot_be_restricted_to_is_refused(folder, change, words
     refused(lambda: load_mixture(folder / "mixture.toml").restricted(**change), *words)
 
 
-def test_a_cap_may_be_given_and_validation_rows_are_those_of_that_side(folder):
+def test_validation_rows_are_those_of_that_side(folder):
     mixture = load_mixture(folder / "mixture.toml")
-    assert (
-        len(mixture.train_rows(mixture.train[0], 0, cap=4)) == 4
-        and mixture.validation_rows(mixture.train[0]) == []
-    )
+    assert mixture.validation_rows(mixture.train[0], 4) == []
     rows = [json.loads(line) for line in (folder / "a.jsonl").read_text().splitlines()]
     (folder / "a.jsonl").write_text(
         "".join(
@@ -609,7 +635,7 @@ def test_a_cap_may_be_given_and_validation_rows_are_those_of_that_side(folder):
         )
     )
     mixture = load_mixture(folder / "mixture.toml")
-    assert sorted(row.where.rpartition(":")[2] for row in mixture.validation_rows(mixture.train[0])) == [
+    assert sorted(row.where.rpartition(":")[2] for row in mixture.validation_rows(mixture.train[0], 4)) == [
         "10",
         "11",
         "14",

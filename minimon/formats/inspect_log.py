@@ -6,25 +6,23 @@ label, group and messages, or `skipped` with the reason. The label is ControlAre
 monitor: log, task and file names, metadata and scores give the label away. Of the messages, calls of tools
 that were hidden from the monitor go with their results, others are shown as their monitor view, and what
 follows the last assistant message is cut. `messages` is the final conversation: where the agent compacted its
-context, `compacted` is true. One sample is in memory at a time.
+context, `compacted` is true. Of an .eval log one sample is in memory at a time, a .json log is read whole.
 """
 
-import importlib
-import json
 import re
 import struct
+import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from minimon.files import MAX_BYTES, parse_json, unique_keys
+from minimon.files import MAX_BYTES, parse_json, read_json
 
-ZSTD = 93  # zip's number of the method, unknown to zipfile before Python 3.14
+ZSTD = 93  # zip's number of the method
 CONVERT = "inspect log convert PATH --to json --output-dir OUT --resolve-attachments full --stream 10"
-ATTACHMENT = re.compile(r"(?:attachment|tc)://([0-9a-zA-Z]+)")
+ATTACHMENT = re.compile(r"attachment://([0-9a-zA-Z]+)")
 MESSAGE_FIELDS = ("role", "content", "tool_call_id", "function", "error")
 
 
@@ -40,15 +38,13 @@ def is_log(path) -> bool:
     if path.suffix != ".json":
         return path.suffix == ".eval"
     with open(path, "rb") as file:
-        return file.read(64).removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{"
+        return file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
 
 
 def read_log(path) -> Iterator[dict]:
     """Records of a log, one at a time. Raises ValueError naming the log and what in it is wrong."""
     path = Path(path)
-    with open(path, "rb") as file:
-        zipped = file.read(4) == b"PK\x03\x04"
-    for found in zip_samples(path) if zipped else json_samples(path):
+    for found in zip_samples(path) if path.suffix == ".eval" else json_samples(path):
         try:
             yield record_of(found)
         except (AttributeError, KeyError, TypeError, RecursionError) as error:
@@ -63,7 +59,7 @@ def read_log(path) -> Iterator[dict]:
 def record_of(found: Sample) -> dict:
     header, sample, where = found
     log, metadata = header.get("eval") or {}, sample.get("metadata") or {}
-    epoch = sample.get("epoch", 1)
+    epoch, scores = sample.get("epoch", 1), sample.get("scores") or {}
     record = {
         "id": f"{log.get('task_id', '')}:{sample['id']}:{epoch}",
         "task": log.get("task"),
@@ -71,35 +67,26 @@ def record_of(found: Sample) -> dict:
         "sample": sample["id"],
         "epoch": epoch,
         "metadata": metadata,
-        "scores": scores_of(sample),
+        "scores": {name: score.get("value") for name, score in scores.items()},
         "label": control_label(metadata, log.get("metadata") or {}),
         "group": str(metadata.get("main_task_name") or sample["id"]),
     }
-    reason = skip_reason(header, sample)
+    messages = sample.get("messages") or []
+    reason = skip_reason(header, sample, messages)
     if reason:
         return {**record, "skipped": reason}
-    old = sample.get("transcript") if isinstance(sample.get("transcript"), dict) else {}
-    events = sample.get("events") or old.get("events") or []
-    if any(isinstance(event, dict) and event.get("event") == "compaction" for event in events):
+    if any(event.get("event") == "compaction" for event in sample.get("events") or []):
         record["compacted"] = True
-    attachments = sample.get("attachments") or old.get("content") or {}
-    messages = with_attachments(monitor_view(sample["messages"]), attachments, where)
-    return {**record, "messages": messages}
+    attachments = sample.get("attachments") or {}
+    return {**record, "messages": with_attachments(monitor_view(messages), attachments, where)}
 
 
-def scores_of(sample: dict) -> dict:
-    """Old logs have one `score` in place of scores by name."""
-    scores = sample.get("scores") or ({"score": sample["score"]} if sample.get("score") else {})
-    return {name: score.get("value") if isinstance(score, dict) else score for name, score in scores.items()}
-
-
-def skip_reason(header: dict, sample: dict) -> str | None:
+def skip_reason(header: dict, sample: dict, messages: list[dict]) -> str | None:
     if header.get("invalidated") or sample.get("invalidation"):
         return "invalidated"
     if sample.get("error"):
         return "error"
-    messages = sample.get("messages") or []
-    if not any(isinstance(message, dict) and message.get("role") == "assistant" for message in messages):
+    if not any(message.get("role") == "assistant" for message in messages):
         return "no assistant message"
     return None
 
@@ -170,15 +157,16 @@ def with_attachments(value, attachments: dict, where: str):
 
 def zip_samples(path: Path) -> Iterator[Sample]:
     with open_zip(path) as archive:
-        names = set(archive.namelist())
-        starts = [name for name in ("header.json", "_journal/start.json") if name in names]
-        header = read_member(archive, archive.getinfo(starts[0]), path) if starts else None
-        if not isinstance(header, dict):
+        names = dict.fromkeys(archive.namelist())  # of one name the last member counts: a sample was retried
+        samples = [name for name in names if re.fullmatch(r"samples/.+\.json", name)]
+        if any(name.endswith("/skeleton.json") for name in samples):
             raise ValueError(
-                f"{path}: expected an Inspect log, got a zip without header.json and _journal/start.json"
+                f"{path}: expected one member a sample, got samples in chunks; convert the log with: {CONVERT}"
             )
-        for member in sample_members(archive, path):
-            yield Sample(header, read_member(archive, member, path), f"{path}: {member.filename}")
+        unfinished = "header.json" not in names
+        header = read_member(archive, "_journal/start.json" if unfinished else "header.json", path)
+        for name in samples:
+            yield Sample(header, read_member(archive, name, path), f"{path}: {name}")
 
 
 def open_zip(path) -> zipfile.ZipFile:
@@ -191,142 +179,41 @@ def open_zip(path) -> zipfile.ZipFile:
         ) from error
 
 
-def sample_members(archive: zipfile.ZipFile, path) -> list[zipfile.ZipInfo]:
-    """Of members with one name the last counts: a sample was retried."""
-    members = {}
-    for member in archive.infolist():
-        if re.fullmatch(r"samples/.+\.json", member.filename):
-            members[member.filename] = member
-    if any(name.endswith("/skeleton.json") for name in members):
-        raise ValueError(
-            f"{path}: expected one member a sample, got samples in chunks; convert the log with: {CONVERT}"
-        )
-    return list(members.values())
-
-
-def read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, path):
-    where = f"{path}: {member.filename}"
+def read_member(archive: zipfile.ZipFile, name: str, path):
     try:
+        member = archive.getinfo(name)
         if member.file_size > MAX_BYTES:
             raise ValueError(f"{member.file_size} bytes, of which {MAX_BYTES} would be read")
-        zstd = member.compress_type == ZSTD
-        data = read_zstd(archive, member, where) if zstd else archive.read(member)
-        return parse_json(data.decode("utf-8-sig"), where)
-    except (
-        ValueError,
-        RuntimeError,
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-    ) as error:  # RuntimeError: encrypted
-        raise ValueError(f"{where}: expected a whole member with JSON, got an error: {error}") from error
+        zstd = member.compress_type == ZSTD and sys.version_info < (3, 14)
+        data = read_zstd(archive, member) if zstd else archive.read(member)
+        return parse_json(data.decode("utf-8-sig"), name)
+    except Exception as error:  # zipfile, zlib and zstandard have many
+        raise ValueError(f"{path}: {name}: expected a member with JSON, got an error: {error}") from error
 
 
-def read_zstd(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: str) -> bytes:
-    decompress = zstd_decompressor()
-    if decompress is None:
-        raise ValueError(
-            f"{where}: is compressed with zstd, which this Python cannot read; "
-            f"pip install zstandard, or convert the log with: {CONVERT}"
-        )
+def read_zstd(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """A member compressed with zstd, which zipfile itself reads from Python 3.14 on."""
+    import zstandard
+
     archive.fp.seek(member.header_offset)
     name_size, extra_size = struct.unpack("<26xHH", archive.fp.read(30))
     archive.fp.seek(name_size + extra_size, 1)
-    try:
-        data = decompress(archive.fp.read(member.compress_size))
-    except Exception as error:  # each of the packages has its own
-        raise ValueError(f"{where}: expected zstd data, got an error: {error}") from error
+    frames = zstandard.ZstdDecompressor().decompressobj(read_across_frames=True)
+    data = frames.decompress(archive.fp.read(member.compress_size))
     if len(data) != member.file_size or zlib.crc32(data) != member.CRC:
-        raise ValueError(
-            f"{where}: expected {member.file_size} bytes with the stored checksum, got others; "
-            "the log is damaged"
-        )
+        raise ValueError(f"other than {member.file_size} bytes with the stored checksum; the log is damaged")
     return data
-
-
-def zstd_decompressor() -> Callable[[bytes], bytes] | None:
-    """Of all frames (a large member has several), by Python's module (3.14), its backport or zstandard."""
-    for name in ("compression.zstd", "backports.zstd"):
-        with suppress(ImportError):
-            return importlib.import_module(name).decompress
-    with suppress(ImportError):
-        decompressor = importlib.import_module("zstandard").ZstdDecompressor()
-        return lambda data: decompressor.decompressobj(read_across_frames=True).decompress(data)
-    return None
 
 
 # ---- .json: one object ---------------------------------------------------------------------------
 
 
 def json_samples(path: Path) -> Iterator[Sample]:
-    """The header is what stands before the samples."""
-    with open(path, encoding="utf-8-sig") as file:
-        stream, header = JsonStream(file, path), {}
-        stream.take("{")
-        while True:
-            key = stream.value()
-            stream.take(":")
-            if key == "samples":
-                break
-            header[key] = stream.value()
-            if stream.peek() != ",":
-                break
-            stream.take(",")
-        if key != "samples" or "eval" not in header:
-            raise ValueError(
-                f"{path}: expected an Inspect log, got a JSON object without eval and then samples; "
-                "rows of a .json file are a list"
-            )
-        stream.take("[")
-        while stream.peek() != "]":
-            sample = stream.value()
-            identity = sample.get("id") if isinstance(sample, dict) else "?"
-            yield Sample(header, sample, f"{path}: sample {identity}")
-            del sample  # before the next one is read
-            if stream.peek() == ",":
-                stream.take(",")
-
-
-class JsonStream:
-    """JSON values one after another, each whole in memory and no more than it."""
-
-    def __init__(self, file, path):
-        self.file, self.path, self.text = file, path, ""  # text: what was read and not yet decoded
-        self.decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
-
-    def more(self) -> bool:
-        try:
-            read = self.file.read(max(2**16, len(self.text)))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{self.path}: expected UTF-8 text, got an error: {error}") from error
-        self.text += read
-        return bool(read)
-
-    def peek(self) -> str:
-        """The next character that is not white space; empty at the end of the file."""
-        while True:
-            self.text = self.text.lstrip()
-            if self.text or not self.more():
-                return self.text[:1]
-
-    def take(self, char: str) -> None:
-        if self.peek() != char:
-            found = self.peek() or "the end of the file"
-            raise ValueError(f"{self.path}: expected {char!r} in the JSON of a log, got {found!r}")
-        self.text = self.text[1:]
-
-    def value(self):
-        self.peek()
-        while True:
-            try:
-                value, end = self.decoder.raw_decode(self.text)
-            except (ValueError, RecursionError) as error:
-                cut = isinstance(error, json.JSONDecodeError)
-                if not cut or not self.more():
-                    raise ValueError(
-                        f"{self.path}: expected the JSON of an Inspect log, got {error}"
-                    ) from error
-                continue
-            if end < len(self.text) or not self.more():  # a number at the end may go on
-                self.text = self.text[end:]
-                return value
+    log = read_json(path)
+    if "eval" not in log or not isinstance(log.get("samples"), list):
+        raise ValueError(
+            f"{path}: expected an Inspect log, got a JSON object without eval and samples; "
+            "rows of a .json file are a list"
+        )
+    for number, sample in enumerate(log["samples"], 1):
+        yield Sample(log, sample, f"{path}: sample {number}")

@@ -7,8 +7,6 @@ from pathlib import Path
 from minimon.files import read_rows
 from minimon.formats.inspect_log import is_log, read_log
 
-MISSING = object()
-
 
 def read_records(path: Path) -> Iterator[tuple[str, dict]]:
     """(file:line, record) of each row of a file; of a log (log:id, record) of each sample not skipped."""

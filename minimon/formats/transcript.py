@@ -24,6 +24,7 @@ import json
 import re
 from typing import NamedTuple
 
+from minimon.files import one_line
 from minimon.formats.records import lookup
 
 ROLES = {
@@ -68,18 +69,20 @@ def without_middle(text: str, max_chars: int | None) -> str:
     if max_chars is None or len(text) <= max_chars:
         return text
     head = max_chars // 2
-    tail = max_chars - head
-    return f"{text[:head]}\n[... {len(text) - max_chars} characters left out ...]\n{text[-tail:]}"
+    tail = text[head - max_chars :]
+    if POSE.match(tail):  # the cut lies where no line began
+        tail = f" {tail}"
+    return f"{text[:head]}\n[... {len(text) - max_chars} characters left out ...]\n{tail}"
 
 
 def transcript(turns: list, where: str, reasoning: bool = False) -> str:
     """[{role, content ...}], or a list of such lists -> text. ValueError names `where` and the turn."""
     if turns and all(isinstance(session, list) for session in turns):
-        sessions = [
-            transcript(session, f"{where}, session {i}", reasoning) for i, session in enumerate(turns, 1)
-        ]
-        later = [f"[session {i}]\n\n{text}" for i, text in enumerate(sessions[1:], 2)]
-        return "\n\n".join([sessions[0], *later])
+        texts = []
+        for number, session in enumerate(turns, 1):
+            texts += [f"[session {number}]"] if number > 1 else []
+            texts.append(transcript(session, f"{where}, session {number}", reasoning))
+        return "\n\n".join(texts)
     parts, tools = [], {}  # tools: id of a call -> its tool
     for number, turn in enumerate(turns, 1):
         at = f"{where}, turn {number}"
@@ -136,9 +139,8 @@ def part_text(part, at: str, reasoning: bool) -> str:
         thought = part.get("reasoning") or part.get("thinking") or part.get("summary")
         return content(thought, at, reasoning) if reasoning else ""
     if kind == "tool_use":  # a tool that the model's provider ran
-        call = (
-            f"call {one_line(part.get('name'))}({arguments_text(part.get('arguments', part.get('input')))})"
-        )
+        arguments = arguments_text(part.get("arguments", part.get("input")))
+        call = f"call {one_line(part.get('name'))}({arguments})"
         return f"{call}\n{content(str(part['result']), at, reasoning)}" if part.get("result") else call
     return f"({one_line(kind)})"
 
@@ -183,10 +185,6 @@ def guarded(text, at: str) -> str:
     if not isinstance(text, str):
         raise ValueError(f"{at}: expected text, got {type(text).__name__}")
     return POSE.sub(" ", LINE_BREAK.sub("\n", text))
-
-
-def one_line(value) -> str:
-    return " ".join(str(value).split())
 
 
 def brief(value) -> str:

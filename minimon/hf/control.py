@@ -3,20 +3,22 @@ only whitespace, which Gemma and GPT-NeoX list as well, is text.
 
 A usual tokenizer turns a message that spells a control token out into the token. So here:
   1. In a message every character that a control token begins with is held back: a private character stands
-  for it, and
-     whatever the template does with the text, no control string comes of it.
+     for it, and whatever the template does with the text, no control string comes of it.
   2. The template renders. Control strings found now are the template's own; each is renamed to a nonce that
-  no text holds.
+     no text holds.
   3. The held characters return, and all of it is encoded at once by a copy of the tokenizer that knows the
-  nonces only.
+     nonces only.
 On text without control strings the ids are those of the usual encoding of a conversation.
 """
 
 import re
 
-NONCE, NONCE_END, GAP, MARK = "\U0010ff00", "\U0010ff01", "\U0010ff02", "\U0010ff03"  # private use
-HELD = 0x100000  # stands for the first of the characters that control tokens begin with; private use as well
-SURROGATES = list(map(chr, range(0xD800, 0xE000)))
+# private characters, which no message holds when it is rendered
+NONCE, NONCE_END = "\U0010ff00", "\U0010ff01"  # around a control token's id: its new spelling
+GAP = "\U0010ff02"  # keeps a message's text from completing a control string; dropped before the encoding
+MARK = "\U0010ff03"  # stands for a turn's content, to see what the template writes around it
+HELD = 0x100000  # and what follows stand for the first characters of control tokens
+SURROGATES = [chr(code) for code in range(0xD800, 0xE000)]
 LONGEST = 1024  # characters of a control token; every ending of it is looked for
 
 
@@ -25,21 +27,25 @@ class ControlStrings:
 
     def __init__(self, ids):
         self.ids = ids
-        firsts = sorted({text[0] for text in ids})
-        held = {char: chr(HELD + i) for i, char in enumerate(firsts)}
-        reserved = [*SURROGATES, NONCE, NONCE_END, GAP, MARK, *held.values()]
-        self.holding = {**dict.fromkeys(reserved, "\ufffd"), **held}
-        self.releasing = {GAP: "", **{private: char for char, private in held.items()}}
-        self.unsafe, self.private = one_of(self.holding), one_of(self.releasing)
+        reserved = [*SURROGATES, NONCE, NONCE_END, GAP, MARK]
+        self.holding, self.releasing = {}, {ord(GAP): ""}  # as str.translate reads them
+        for i, char in enumerate(sorted({text[0] for text in ids})):
+            private = chr(HELD + i)
+            reserved.append(private)
+            self.holding[ord(char)] = private
+            self.releasing[ord(private)] = char
+        for char in reserved:
+            self.holding[ord(char)] = "\ufffd"
+
         longest_first = sorted(ids, key=len, reverse=True)  # as tokenizers prefers them
         self.pattern = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
-        self.longest = len(longest_first[0]) if ids else 0
+        self.longest = max(map(len, ids), default=0)
         self.tails = {text[i:] for text in ids for i in range(1, len(text))}
         self.inner = GAP.join(text[1:] for text in ids)
 
     def hold(self, text):
         """A message's text for the template. Private characters and half surrogate pairs become U+FFFD."""
-        text = self.unsafe.sub(lambda match: self.holding[match.group()], text)
+        text = text.translate(self.holding)
         trimmed = len(text) - len(text.lstrip())
         for start in sorted({0, trimmed}, reverse=True):  # the template may trim it
             if self.completes(text[start:]):
@@ -53,38 +59,32 @@ class ControlStrings:
         return any(part and part in self.inner for part in (text, text.rstrip()))
 
     def release(self, text):
-        return self.private.sub(lambda match: self.releasing[match.group()], text)
+        return text.translate(self.releasing)
 
     def rename(self, text):
         """Control strings become nonces. Also their ids in order."""
         written = [self.ids[name] for name in self.pattern.findall(text)]
-        return self.pattern.sub(lambda match: nonce(self.ids[match.group()]), text), written
+        return self.pattern.sub(lambda match: self.renamed(match.group()), text), written
+
+    def renamed(self, token):
+        return f"{NONCE}{self.ids[token]}{NONCE_END}" if token in self.ids else token
 
     def renamed_tokenizer(self, data):
         """tokenizer.json with every control token spelled as its nonce, in the vocabulary too; ids stay."""
-
-        def rename(text):
-            return nonce(self.ids[text]) if text in self.ids else text
-
         model = dict(data["model"])
-        if isinstance(model["vocab"], dict):
-            model["vocab"] = {rename(text): i for text, i in model["vocab"].items()}
+        vocab = model["vocab"]
+        if isinstance(vocab, dict):
+            model["vocab"] = {self.renamed(token): i for token, i in vocab.items()}
         else:
-            model["vocab"] = [[rename(text), score] for text, score in model["vocab"]]
+            model["vocab"] = [[self.renamed(token), score] for token, score in vocab]
         if model.get("unk_token"):
-            model["unk_token"] = rename(model["unk_token"])
+            model["unk_token"] = self.renamed(model["unk_token"])
         if model.get("merges"):  # text must not be merged into a control token either
             model["merges"] = [[a, b] for a, b in merges(model) if not {a, b, a + b} & self.ids.keys()]
-        tokens = [{**token, "content": rename(token["content"])} for token in data.get("added_tokens", [])]
-        return {**data, "added_tokens": tokens, "model": model, "truncation": None, "padding": None}
-
-
-def one_of(characters):
-    return re.compile(f"[{re.escape(''.join(characters))}]")
-
-
-def nonce(token_id):
-    return f"{NONCE}{token_id}{NONCE_END}"
+        added = []
+        for token in data.get("added_tokens", []):
+            added.append({**token, "content": self.renamed(token["content"])})
+        return {**data, "added_tokens": added, "model": model, "truncation": None, "padding": None}
 
 
 def merges(model):

@@ -1,98 +1,99 @@
 """ModelConfig: what config.json says, in the decoder's own terms. What is not implemented is refused by key
 and value.
 
-A family is a row of FAMILIES: only the values in which it differs from Llama. Keys that a file omits take the
-family's defaults, which are those of Hugging Face's configuration classes.
+A family is a row of FAMILIES: its structure, and the keys that it reads beside COMMON and SIZES. A key that a
+file omits takes the value there, which is that of Hugging Face's configuration classes; only sizes have to be
+in the file.
 """
 
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 from minimon.files import read_json
 from minimon.hf.rope import FULL, SLIDING, read_rope
 from minimon.model import ModelConfig
 
+SIZES = {  # at most; layers are built one by one, and that has to end
+    "vocab_size": 2**24,
+    "hidden_size": 2**24,
+    "intermediate_size": 2**24,
+    "num_hidden_layers": 1024,
+    "num_attention_heads": 2**24,
+}
 COMMON = dict(
-    vocab_size=32000,
-    hidden_size=4096,
-    intermediate_size=11008,
-    num_hidden_layers=32,
-    num_attention_heads=32,
+    num_key_value_heads=None,  # None: as many as heads
+    head_dim=None,  # None: hidden_size / num_attention_heads
     hidden_act="silu",
     max_position_embeddings=2048,
+    original_max_position_embeddings=None,
     rms_norm_eps=1e-6,
     tie_word_embeddings=False,
-    attention_bias=False,
-    mlp_bias=False,
-    use_sliding_window=False,
     rope_theta=10_000.0,
     partial_rotary_factor=1.0,
+    rope_scaling=None,
+    rope_parameters=None,
 )
 STRUCTURE = dict(  # what no file says: the family's name stands for it
     norms="pre", norm_fp32=False, norm_plus_one=False, qk_norm=None, fused_projections=False, rope_fp32=False
 )
+BIASES = dict(attention_bias=False, mlp_bias=False)
 GEMMA = dict(
-    head_dim=256, hidden_act="gelu_pytorch_tanh", tie_word_embeddings=True, norm_fp32=True, norm_plus_one=True
+    attention_bias=False,
+    head_dim=256,
+    hidden_act="gelu_pytorch_tanh",
+    tie_word_embeddings=True,
+    norm_fp32=True,
+    norm_plus_one=True,
 )
-OLMO = dict(vocab_size=50304, rms_norm_eps=1e-5, norms="post", norm_fp32=True, qk_norm="full", rope_fp32=True)
+OLMO = dict(
+    attention_bias=False, rms_norm_eps=1e-5, norms="post", norm_fp32=True, qk_norm="full", rope_fp32=True
+)
 QWEN = dict(
-    vocab_size=151936,
-    intermediate_size=22016,
     max_position_embeddings=32768,
     num_key_value_heads=32,
+    use_sliding_window=False,
     sliding_window=4096,
     max_window_layers=28,
+    layer_types=None,
 )
 FAMILIES = {
-    "llama": {},
-    "mistral": dict(
-        intermediate_size=14336, max_position_embeddings=131072, num_key_value_heads=8, sliding_window=4096
-    ),
+    "llama": BIASES,
+    "mistral": dict(max_position_embeddings=131072, num_key_value_heads=8, sliding_window=4096),
     "qwen2": QWEN,
-    "qwen3": dict(QWEN, head_dim=128, qk_norm="head"),
+    "qwen3": dict(QWEN, attention_bias=False, head_dim=128, qk_norm="head"),
     "smollm3": dict(
-        vocab_size=128256,
-        hidden_size=2048,
-        num_hidden_layers=36,
-        num_attention_heads=16,
+        BIASES,
         num_key_value_heads=4,
         max_position_embeddings=32768,
         rope_theta=2_000_000.0,
         tie_word_embeddings=True,
+        use_sliding_window=False,
+        sliding_window=None,
+        layer_types=None,
+        no_rope_layers=None,
         no_rope_layer_interval=4,
     ),
     "olmo2": OLMO,
-    "olmo3": dict(OLMO, sliding_window=4096, rope_theta=500_000.0),
+    "olmo3": dict(
+        OLMO, sliding_window=4096, sliding_window_pattern=4, layer_types=None, rope_theta=500_000.0
+    ),
     "phi3": dict(
-        vocab_size=32064,
-        hidden_size=3072,
-        intermediate_size=8192,
         max_position_embeddings=4096,
         original_max_position_embeddings=4096,
         rms_norm_eps=1e-5,
+        sliding_window=None,
         fused_projections=True,
     ),
-    "gemma": dict(
-        GEMMA,
-        vocab_size=256000,
-        hidden_size=3072,
-        intermediate_size=24576,
-        num_hidden_layers=28,
-        num_attention_heads=16,
-        num_key_value_heads=16,
-        max_position_embeddings=8192,
-    ),
+    "gemma": dict(GEMMA, num_key_value_heads=16, max_position_embeddings=8192),
     "gemma3_text": dict(
         GEMMA,
-        vocab_size=262208,
-        hidden_size=2304,
-        intermediate_size=9216,
-        num_hidden_layers=26,
+        vocab_size=262208,  # wrappers on the hub omit sizes as well
         num_attention_heads=8,
         num_key_value_heads=4,
         max_position_embeddings=131072,
         sliding_window=4096,
         sliding_window_pattern=6,
+        layer_types=None,
         query_pre_attn_scalar=256,
         rope_theta=1_000_000.0,
         rope_local_base_freq=10_000.0,
@@ -101,24 +102,17 @@ FAMILIES = {
         qk_norm="head",
     ),
     "granite": dict(
-        embedding_multiplier=1.0, attention_multiplier=1.0, residual_multiplier=1.0, logits_scaling=1.0
+        BIASES,
+        embedding_multiplier=1.0,
+        attention_multiplier=1.0,
+        residual_multiplier=1.0,
+        logits_scaling=1.0,
     ),
 }
-MULTIPLIERS = tuple(FAMILIES["granite"])
-
-
-class Wrapper(NamedTuple):
-    """A multimodal model_type around a decoder."""
-
-    family: str
-    architecture: str  # of the decoder alone
-    tied: bool  # the wrapper's own tie_word_embeddings where the file has none
-
-
-WRAPPERS = {
-    "gemma3": Wrapper("gemma3_text", "Gemma3ForCausalLM", True),
-    "mistral3": Wrapper("mistral", "MistralForCausalLM", True),
-    "llava": Wrapper("llama", "LlamaForCausalLM", False),
+MULTIPLIERS = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling")
+WRAPPERS = {  # multimodal model_type -> the decoder in it, and the decoder's architecture
+    "gemma3": ("gemma3_text", "Gemma3ForCausalLM"),
+    "mistral3": ("mistral", "MistralForCausalLM"),
 }
 
 
@@ -140,37 +134,33 @@ def read_config(directory) -> ModelConfig:
 def config_from_dict(raw: dict) -> ModelConfig:
     """The mapping of a config.json, of either generation of transformers (4.x or 5.x) -> ModelConfig."""
     refuse_unimplemented(raw)
-    wrapped = raw.get("text_config") is not None
-    if wrapped:
-        raw = text_decoder(raw)
-        refuse_unimplemented(raw)
     family = raw.get("model_type")
-    if not isinstance(family, str) or family not in FAMILIES:
-        why = "; gemma2's softcaps of scores and logits are not implemented" if family == "gemma2" else ""
-        raise ValueError(f"model_type: expected one of {', '.join(FAMILIES)}; got {family!r}{why}")
-    table = ConfigTable(raw, {**COMMON, **FAMILIES[family]})
+    if not isinstance(family, str) or family not in (*FAMILIES, *WRAPPERS):
+        raise ValueError(f"model_type: expected one of {', '.join((*FAMILIES, *WRAPPERS))}; got {family!r}")
+    if family in WRAPPERS:
+        return replace(config_from_dict(text_decoder(raw)), wrapped=True)
+    row = FAMILIES[family]
+    defaults = {**dict.fromkeys(SIZES), **COMMON, **row}
+    table = ConfigTable({key: raw[key] for key in defaults if key in raw}, defaults)
 
-    layers = table.size("num_hidden_layers", most=1024)
-    hidden_size = table.size("hidden_size", most=2**20)
-    heads = table.size("num_attention_heads")
-    kv_heads = heads if table.is_null("num_key_value_heads") else table.size("num_key_value_heads")
+    sizes = {key: table.size(key, most) for key, most in SIZES.items()}
+    hidden_size, heads, layers = (
+        sizes[key] for key in ("hidden_size", "num_attention_heads", "num_hidden_layers")
+    )
+    kv_heads = heads if table("num_key_value_heads") is None else table.size("num_key_value_heads")
     if heads % kv_heads:
         divisor = f"expected a divisor of num_attention_heads = {heads}"
         raise ValueError(f"num_key_value_heads: {divisor}, got {kv_heads}")
-    head_dim = hidden_size // heads if table("head_dim") is None else table.size("head_dim", most=2**16)
+    head_dim = hidden_size // heads if table("head_dim") is None else table.size("head_dim")
     if head_dim < 2 or head_dim % 2:
         raise ValueError(f"head_dim: expected an even number (rotations turn pairs), got {head_dim}")
 
     rope_layers = no_rope_layers(table, layers) if family == "smollm3" else (True,) * layers
-    window = sliding_window(table, family)
-    biases = family not in ("mistral", "qwen2", "phi3") and table.flag("attention_bias")
+    window = sliding_window(table)
+    biases = table.flag("attention_bias")
     return ModelConfig(
         model_type=family,
-        vocab_size=table.size("vocab_size"),
-        hidden_size=hidden_size,
-        intermediate_size=table.size("intermediate_size"),
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
+        **sizes,
         num_key_value_heads=kv_heads,
         head_dim=head_dim,
         rms_norm_eps=table.number("rms_norm_eps"),
@@ -179,19 +169,19 @@ def config_from_dict(raw: dict) -> ModelConfig:
         tie_word_embeddings=table.flag("tie_word_embeddings"),
         qkv_bias=biases or family == "qwen2",
         o_bias=biases,
-        mlp_bias=family in ("llama", "smollm3", "granite") and table.flag("mlp_bias"),
+        mlp_bias=table.flag("mlp_bias"),
         layer_types=layer_types(table, family, window, rope_layers),
         sliding_window=window,
         rope=read_rope(table, family, head_dim),
         rope_layers=rope_layers,
-        wrapped=wrapped,
+        wrapped=False,
         **multipliers(table, family, hidden_size, head_dim),
-        **{key: table.defaults.get(key, value) for key, value in STRUCTURE.items()},
+        **{key: row.get(key, value) for key, value in STRUCTURE.items()},
     )
 
 
 class ConfigTable:
-    """A table of config.json: what the file says, else the family's default.
+    """A table of config.json: what the file says, else the default.
 
     The typed reads raise ValueError naming key and value. `where`: the path of keys to a nested table."""
 
@@ -199,12 +189,8 @@ class ConfigTable:
         self.raw, self.defaults, self.where = raw, defaults, where
 
     def __call__(self, key):
-        value = self.raw.get(key)
-        return self.defaults.get(key) if value is None else value
-
-    def is_null(self, key):
-        """An explicit null is none; a key that is not there takes the default."""
-        return self.raw.get(key, self.defaults.get(key)) is None
+        """A null is none, and not the default."""
+        return self.raw.get(key, self.defaults.get(key))
 
     def check(self, key, ok, expected):
         if not ok:
@@ -212,28 +198,26 @@ class ConfigTable:
             raise ValueError(f"{where}{key}: expected {expected}, got {self(key)!r}")
         return self(key)
 
-    def size(self, key, most=2**31 - 1):
-        """most: what is built a piece at a time, as layers are, has to end."""
+    def size(self, key, most=2**24):
         value = self(key)
         return self.check(key, type(value) is int and 0 < value <= most, f"a positive integer up to {most}")
 
     def number(self, key):
         return float(self.check(key, is_positive(self(key)), "a positive number"))
 
-    def numbers(self, key, n):
-        values = self(key)
-        ok = type(values) is list and len(values) == n and all(map(is_positive, values))
-        return self.check(key, ok, f"a list of {n} positive numbers")
-
     def flag(self, key):
-        return self.check(key, type(self(key)) is bool, "true or false")
+        """False where the family has no such key."""
+        value = self(key)
+        return bool(self.check(key, value is None or type(value) is bool, "true or false"))
 
     def table(self, key):
-        table = self.check(key, self.is_null(key) or type(self(key)) is dict, "a table") or {}
+        value = self(key)
+        table = self.check(key, value is None or type(value) is dict, "a table") or {}
         return ConfigTable(table, {}, f"{self.where}{key}.")
 
-    def over(self, defaults):
-        return ConfigTable(self.raw, {**defaults, **self.defaults}, self.where)
+    def over(self, defaults, **wins):
+        """With other defaults, and with values that win over what the file says."""
+        return ConfigTable({**self.raw, **wins}, defaults, self.where)
 
 
 def is_positive(value):
@@ -250,18 +234,11 @@ def refuse_unimplemented(raw):
 
 def text_decoder(raw):
     """config.json of the decoder inside a multimodal wrapper, whose own key says whether the head is tied."""
-    text, model_type = raw["text_config"], raw.get("model_type")
-    if not isinstance(model_type, str) or model_type not in WRAPPERS:
-        expected = f"expected one of {', '.join(WRAPPERS)} around a text_config"
-        raise ValueError(f"model_type: {expected}, got {model_type!r}")
+    (family, _), text = WRAPPERS[raw["model_type"]], raw.get("text_config")
     if not isinstance(text, dict):
         raise ValueError(f"text_config: expected a table, got {text!r}")
-    wrapper, tied = WRAPPERS[model_type], raw.get("tie_word_embeddings")
-    if tied is None:
-        tied = wrapper.tied
-    if model_type == "llava":  # either place will do
-        tied = tied or text.get("tie_word_embeddings", False)
-    return {"model_type": wrapper.family, **text, "tie_word_embeddings": tied}
+    tied = raw.get("tie_word_embeddings")
+    return {"model_type": family, **text, "tie_word_embeddings": True if tied is None else tied}
 
 
 def activation(table, family):
@@ -281,28 +258,19 @@ def multipliers(table, family, hidden_size, head_dim):
     return dict(zip(MULTIPLIERS, (embedding, scale**-0.5, 1.0, 1.0), strict=True))
 
 
-def sliding_window(table, family):
-    if family in ("llama", "gemma", "granite", "olmo2"):
+def sliding_window(table):
+    if "use_sliding_window" in table.defaults and not table.flag("use_sliding_window"):
         return None
-    if family in ("qwen2", "qwen3", "smollm3") and not table.flag("use_sliding_window"):
-        return None
-    return None if table.is_null("sliding_window") else table.size("sliding_window")
+    return None if table("sliding_window") is None else table.size("sliding_window")
 
 
 def layer_types(table, family, window, rope_layers):
     """An explicit list wins where the family has one; otherwise each family's rule."""
-    layers, listed = len(rope_layers), family in ("qwen2", "qwen3", "smollm3", "olmo3", "gemma3_text")
-    types = table("layer_types") if listed else None
+    layers, types = len(rope_layers), table("layer_types")
     if types is None:
         slides = sliding_layers(table, family, window, rope_layers)
         types = [SLIDING if sliding else FULL for sliding in slides]
-    if (
-        not isinstance(types, list)
-        or len(types) != layers
-        or any(kind not in (FULL, SLIDING) for kind in types)
-    ):
-        expected = f"expected a list of {layers}, each '{FULL}' or '{SLIDING}'"
-        raise ValueError(f"layer_types: {expected}, got {types!r}")
+    check_layers("layer_types", types, layers, (FULL, SLIDING))
     if SLIDING in types and window is None:
         expected = f"expected a sliding_window (and use_sliding_window) with '{SLIDING}'"
         raise ValueError(f"layer_types: {expected}, got none")
@@ -312,7 +280,7 @@ def layer_types(table, family, window, rope_layers):
 def sliding_layers(table, family, window, rope_layers):
     layers = range(len(rope_layers))
     if family in ("olmo3", "gemma3_text"):  # the last of every few layers sees everything
-        every = 4 if family == "olmo3" else table.size("sliding_window_pattern")
+        every = table.size("sliding_window_pattern")
         return [(i + 1) % every != 0 for i in layers]
     if window is None:
         return [False for _ in layers]
@@ -328,6 +296,12 @@ def no_rope_layers(table, layers):
     if flags is None:
         every = table.size("no_rope_layer_interval")
         flags = [int((i + 1) % every != 0) for i in range(layers)]
-    if not isinstance(flags, list) or len(flags) < layers or any(flag not in (0, 1) for flag in flags):
-        raise ValueError(f"no_rope_layers: expected a list of {layers}, each 0 or 1, got {flags!r}")
-    return tuple(flag == 1 for flag in flags[:layers])
+    check_layers("no_rope_layers", flags, layers, (0, 1))
+    return tuple(flag == 1 for flag in flags)
+
+
+def check_layers(key, values, layers, choices):
+    if not isinstance(values, list) or len(values) != layers or any(value not in choices for value in values):
+        raise ValueError(
+            f"{key}: expected a list of {layers}, each {choices[0]} or {choices[1]}, got {values!r}"
+        )

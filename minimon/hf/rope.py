@@ -58,15 +58,16 @@ class RopeConfig:
 
 def rope_frequencies(config: RopeConfig, length: int) -> tuple[Tensor, float]:
     """Frequencies (d/2,) on the CPU and the factor on cos and sin; formulas in each rope type's function."""
-    base = inverse_powers(config.theta, config.dim)
-    if config.rope_type == "default":
-        return base, 1.0
-    return RESCALE[config.rope_type](config, base, length)
+    return RESCALE[config.rope_type](config, inverse_powers(config.theta, config.dim), length)
 
 
 def inverse_powers(theta, d, divisors=1.0):
     """(d/2,): theta^(-2k/d), each divided by its divisor."""
     return 1.0 / (divisors * theta ** (torch.arange(0, d, 2, device="cpu").float() / d))
+
+
+def default(config, base, length):
+    return base, 1.0
 
 
 def linear(config, base, length):
@@ -123,13 +124,21 @@ def longrope(config, base, length):
     """LongRoPE (Ding et al., 2024): one divisor a frequency, from one of two lists by the text's length."""
     original, given = config.original_positions, config.scaling
     divisors = torch.tensor(given["long_factor" if length > original else "short_factor"], device="cpu")
+    frequencies = inverse_powers(config.theta, config.dim, divisors.float().view(config.dim // 2))
     scale, factor = given.get("factor") or config.max_positions / original, given.get("attention_factor")
     if factor is None:
         factor = 1.0 if scale <= 1 else math.sqrt(1 + math.log(scale) / math.log(original))
-    return inverse_powers(config.theta, config.dim, divisors.float()), factor
+    return frequencies, factor
 
 
-RESCALE = {"linear": linear, "dynamic": dynamic, "yarn": yarn, "llama3": llama3, "longrope": longrope}
+RESCALE = {
+    "default": default,
+    "linear": linear,
+    "dynamic": dynamic,
+    "yarn": yarn,
+    "longrope": longrope,
+    "llama3": llama3,
+}
 
 
 def read_rope(table, family, head_dim):
@@ -138,17 +147,17 @@ def read_rope(table, family, head_dim):
     Both generations are read: rope_theta and rope_scaling (transformers 4), rope_parameters (5); the old key
     wins."""
     old, new, theta = table.table("rope_scaling"), table.table("rope_parameters"), table("rope_theta")
+    limit = table.size("max_position_embeddings")
     defaults = {
         "rope_theta": theta,
-        "original_max_position_embeddings": table("max_position_embeddings"),
+        "original_max_position_embeddings": limit,
         "partial_rotary_factor": table("partial_rotary_factor"),
     }
     if family not in ("gemma3_text", "olmo3"):
-        scaling = (old if old.raw else new).over(defaults)
-        original = (
-            scaling if table("original_max_position_embeddings") is None else table
-        )  # the top level wins
-        rope = rope_config(scaling, original, table, family, head_dim)
+        original = table("original_max_position_embeddings")  # at the top level it wins
+        wins = {} if original is None else {"original_max_position_embeddings": original}
+        scaling = (old if old.raw else new).over(defaults, **wins)
+        rope = rope_config(scaling, limit, family, head_dim)
         return {FULL: rope, SLIDING: rope}
     if new.raw and not new.raw.keys() & {FULL, SLIDING}:
         expected = f"expected a table for {FULL} and one for {SLIDING}"
@@ -159,18 +168,17 @@ def read_rope(table, family, head_dim):
             f"rope_theta: expected {default_theta}, got {theta!r}, which versions of transformers read "
             f"differently for the sliding layers; give {FULL} and {SLIDING} theirs in rope_parameters"
         )
-    full = new.table(FULL)
-    full = (old.over(full.raw) if old.raw else full).over(defaults)  # scaling is for the full layers alone
-    theta = table("rope_local_base_freq") or theta
-    sliding = new.table(SLIDING).over({**defaults, "rope_theta": theta})
-    return {
-        FULL: rope_config(full, full, table, family, head_dim),
-        SLIDING: rope_config(sliding, sliding, table, family, head_dim),
+    full, local_theta = new.table(FULL), table("rope_local_base_freq") or theta
+    scaling = old if old.raw else full  # for the full layers alone
+    tables = {
+        FULL: scaling.over({**defaults, **full.raw}),
+        SLIDING: new.table(SLIDING).over({**defaults, "rope_theta": local_theta}),
     }
+    return {kind: rope_config(tables[kind], limit, family, head_dim) for kind in tables}
 
 
-def rope_config(table, original, top, family, head_dim):
-    """Tables: of one kind of layers, the one that says original_max_position_embeddings, the whole file."""
+def rope_config(table, limit, family, head_dim):
+    """table: of one kind of layers; limit: max_position_embeddings."""
     key = "type" if table("rope_type") is None and table("type") is not None else "rope_type"
     rope_type = table(key) or "default"
     if family == "phi3" and rope_type in ("su", "yarn"):
@@ -183,20 +191,12 @@ def rope_config(table, original, top, family, head_dim):
     table.check("partial_rotary_factor", 2 <= d <= head_dim, f"a part of head_dim = {head_dim}")
     for name in NEEDED[rope_type]:
         table.number(name)
-    if rope_type == "longrope":
-        table.numbers("short_factor", d // 2)
-        table.numbers("long_factor", d // 2)
-    config = RopeConfig(
-        rope_type,
-        table.number("rope_theta"),
-        d,
-        top.size("max_position_embeddings"),
-        original.size("original_max_position_embeddings"),
-        {**table.defaults, **table.raw},
-    )
-    if not all(is_finite(config, length) for length in (1, config.max_positions + 1)):
+    original = table.size("original_max_position_embeddings")
+    scaling = {**table.defaults, **table.raw}
+    config = RopeConfig(rope_type, table.number("rope_theta"), d, limit, original, scaling)
+    if not all(is_finite(config, length) for length in (1, limit + 1)):
         expected = "expected settings that give finite angles"
-        raise ValueError(f"{table.where}{key}: {expected}, got {config.scaling!r}")
+        raise ValueError(f"{table.where}{key}: {expected}, got {scaling!r}")
     return config
 
 
@@ -204,5 +204,11 @@ def is_finite(config, length):
     try:
         frequencies, factor = rope_frequencies(config, length)
         return bool((frequencies * factor).isfinite().all())
-    except (ArithmeticError, RuntimeError, TypeError, ValueError):  # a logarithm of one, a word for a number
+    except (
+        ArithmeticError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ):  # a logarithm of one, a word for a number
         return False

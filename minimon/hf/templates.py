@@ -1,33 +1,33 @@
 """A checkpoint's chat template and the tokens that it writes by name: where they lie, how it is rendered."""
 
 import json
+from functools import partial
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from minimon.files import read_json, read_text
+from minimon.files import one_line, read_json, read_text
 
 
 def find_template(directory):
     """The default chat template and where it is, from the places transformers looks in, in that order."""
-    path, folder = directory / "chat_template.jinja", directory / "additional_chat_templates"
+    path = directory / "chat_template.jinja"
     if path.is_file():
         return read_text(path), path
-    path, template = folder, {file.stem: read_text(file) for file in sorted(folder.glob("*.jinja"))}
-    for name in ("tokenizer_config.json", "chat_template.json"):
-        if not template:
-            path, template = directory / name, read_optional(directory / name).get("chat_template")
-    if isinstance(template, list):
-        template = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
-    if isinstance(template, dict):
-        template = template.get("default")
-    if not isinstance(template, str):
-        raise ValueError(
-            f"{path}: expected a default chat template there or in chat_template.jinja, found none; "
-            "use an instruction-tuned checkpoint"
-        )
-    return template, path
+    for path in (directory / "tokenizer_config.json", directory / "chat_template.json"):
+        template = read_optional(path).get("chat_template")
+        if isinstance(template, list):  # of {"name", "template"}
+            named = [entry for entry in template if isinstance(entry, dict)]
+            template = {entry.get("name"): entry.get("template") for entry in named}
+        if isinstance(template, dict):
+            template = template.get("default")
+        if isinstance(template, str):
+            return template, path
+    raise ValueError(
+        f"{directory}: expected a default chat template in chat_template.jinja, tokenizer_config.json or "
+        "chat_template.json, found none; use an instruction-tuned checkpoint"
+    )
 
 
 def special_tokens(directory):
@@ -35,12 +35,12 @@ def special_tokens(directory):
     config = read_optional(directory / "tokenizer_config.json")
     if "added_tokens_decoder" not in config:  # a checkpoint of the older kind
         config = {**config, **read_optional(directory / "special_tokens_map.json")}
-    texts = {
-        key: value.get("content") if isinstance(value, dict) else value
-        for key, value in config.items()
-        if key.endswith("_token")
-    }
-    return {key: text for key, text in texts.items() if isinstance(text, str) and text}
+    tokens = {}
+    for key, value in config.items():
+        text = value.get("content") if isinstance(value, dict) else value
+        if key.endswith("_token") and isinstance(text, str) and text:
+            tokens[key] = text
+    return tokens
 
 
 def eos_ids(directory):
@@ -71,15 +71,10 @@ def compile_template(source, path, date):
     def raise_exception(message):
         raise jinja2.TemplateError(message)
 
-    def tojson(value, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
-        return json.dumps(
-            value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-        )
-
     environment = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols]
     )
-    environment.filters["tojson"] = tojson
+    environment.filters["tojson"] = partial(json.dumps, ensure_ascii=False)
     environment.globals.update(raise_exception=raise_exception, strftime_now=date.strftime)
     try:
         return environment.from_string(source)
@@ -92,7 +87,3 @@ def compile_template(source, path, date):
 def read_optional(path):
     """The file's object; an empty one if there is no file."""
     return read_json(path) if path.is_file() else {}
-
-
-def one_line(error):
-    return " ".join(str(error).split()) or type(error).__name__

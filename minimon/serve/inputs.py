@@ -1,7 +1,7 @@
 """Files of any kind that training reads, and standard input -> items to score, one at a time.
 
-JSONL is read a line at a time, an Inspect log a sample at a time; a table (.csv, .tsv), a .json list and what
-is compressed (.gz) are read whole, as in training. A row is an object with the task's own field, or `text`, or a chat under
+JSONL and standard input are read a line at a time, an .eval log a sample at a time; a table (.csv, .tsv), what is .json and
+what is compressed (.gz) are read whole, as in training. A row is an object with the task's own field, or `text`, or a chat under
 `messages`; of a log a sample is what a monitor may see of it."""
 
 import glob

@@ -226,8 +226,6 @@ def as_toml(mixture: Mixture) -> str:
             options = mixture.options.get(split)
             tables[f"eval.{split}"] = {"rows": options and options.rows, **named}
     lines = [f"name = {json.dumps(mixture.name)}"]
-    if mixture.max_chars:
-        lines.append(f"max_chars = {mixture.max_chars}")
     for table, keys in tables.items():
         lines.append(f"[{table}]")
         for key, value in keys.items():

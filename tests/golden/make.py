@@ -344,14 +344,6 @@ CASES = {
         },
         "controls": {},
     },
-    "llava": {
-        "config": {
-            "model_type": "llava",
-            "vision_config": {"model_type": "clip_vision_model", **VISION, "projection_dim": 16},
-            "text_config": {"model_type": "llama", **tiny.SIZES},
-        },
-        "controls": {},
-    },
 }
 
 # adapters: a base and the arguments of peft.LoraConfig
