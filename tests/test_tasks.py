@@ -459,7 +459,7 @@ def test_the_criterion_is_the_tasks_name_unless_it_is_given(folder):
     edit(folder / "a.toml", 'split = "split"', 'split = "split"\ncriterion = "leak"')
     assert load_task(folder / "a.toml").criterion == "leak"
     edit(folder / "a.toml", 'criterion = "leak"', 'criterion = " "')
-    refused(lambda: load_task(folder / "a.toml"), "expected a text for criterion")
+    refused(lambda: load_task(folder / "a.toml"), "criterion: expected a text")
 
 
 # ---- prompts that are the same -------------------------------------------------------------------
