@@ -52,38 +52,37 @@ class Layout:
     def __init__(self, config, spans: list[Span], cache: Cache | None, dtype: torch.dtype, device):
         self.spans = spans
         self.sizes = [span.texts * span.tokens for span in spans]
-        prefix_length, starts, positions = 0, [], []
+        start_of = {None: 0, "cache": cache.length if cache else 0}
+        positions, lengths = [], []
         for span in spans:
-            before = {None: 0, "prefix": prefix_length, "cache": cache.length if cache else 0}[span.continues]
+            begin = start_of[span.continues]
+            end = begin + span.tokens
             if span.is_prefix:
-                prefix_length = span.tokens
-            starts.append(before)
-            positions.append(torch.arange(before, before + span.tokens, device=device).repeat(span.texts))
-        lengths = [span.full_length or before + span.tokens for span, before in zip(spans, starts)]
+                start_of["prefix"] = end
+            positions.append(torch.arange(begin, end, device=device).repeat(span.texts))
+            lengths.append(span.full_length or end)
         self.rotations = rotations(config, positions, lengths, dtype)
         self.last = last_tokens(spans, device)  # (B,)
 
     def attend(self, q, k, v, past, window, scale, last_only=False) -> Tensor:
         """q (N, H, D), or (B, H, D) at the texts' last tokens alone; k, v (N, K, D); past (1, K, P, D) twice -> (N or B, H D)."""
-        q_sizes = [0 if span.is_prefix else span.texts for span in self.spans] if last_only else self.sizes
-        prefix, outputs = None, []
-        for span, q_span, k_span, v_span in zip(
-            self.spans, q.split(q_sizes), k.split(self.sizes), v.split(self.sizes)
-        ):
+        q_sizes = self.sizes
+        if last_only:
+            q_sizes = [0 if span.is_prefix else span.texts for span in self.spans]
+        parts = zip(self.spans, q.split(q_sizes), k.split(self.sizes), v.split(self.sizes))
+        before, outputs = {"cache": past}, []
+        for span, q_span, k_span, v_span in parts:
             k_span, v_span = by_text(k_span, span.texts), by_text(v_span, span.texts)  # (texts, K, T, D)
             if span.is_prefix:
-                prefix = k_span, v_span
+                before["prefix"] = k_span, v_span
             elif span.continues:
-                before = prefix if span.continues == "prefix" else past
-                k_span, v_span = (
-                    torch.cat((old.expand(span.texts, -1, -1, -1), new), dim=2)  # (texts, K, P + T, D)
-                    for old, new in zip(before, (k_span, v_span))
-                )
+                earlier_k, earlier_v = before[span.continues]
+                k_span = joined(earlier_k, k_span)  # (texts, K, P + T, D)
+                v_span = joined(earlier_v, v_span)
             if len(q_span):
-                y = attend(
-                    by_text(q_span, span.texts), k_span, v_span, window, scale
-                )  # (texts, H, T or 1, D)
-                outputs.append(y.transpose(1, 2).reshape(-1, y.shape[1] * y.shape[3]))
+                q_span = by_text(q_span, span.texts)  # (texts, H, T or 1, D)
+                y = attend(q_span, k_span, v_span, window, scale)
+                outputs.append(y.transpose(1, 2).flatten(2).flatten(0, 1))  # (texts T, H D)
         return torch.cat(outputs)
 
 
@@ -111,6 +110,12 @@ class DecodingStep:
 def by_text(x: Tensor, texts: int) -> Tensor:
     """(texts T, heads, D) -> (texts, heads, T, D)"""
     return x.unflatten(0, (texts, -1)).transpose(1, 2)
+
+
+def joined(earlier: Tensor, new: Tensor) -> Tensor:
+    """(1, K, P, D) of all texts, (texts, K, T, D) of each -> (texts, K, P + T, D)"""
+    earlier = earlier.expand(len(new), -1, -1, -1)
+    return torch.cat((earlier, new), dim=2)
 
 
 def last_tokens(spans: list[Span], device) -> Tensor:
@@ -170,7 +175,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float) ->
 
     A token sees itself and what stands before it, of a sliding window the last `window` tokens. A mask of T S entries is formed
     only where it is small; beyond that queries are taken in pieces, each with the keys that it can see."""
-    T, S, grouped = q.shape[2], k.shape[2], q.shape[1] != k.shape[1]
+    T, S = q.shape[2], k.shape[2]
+    grouped = q.shape[1] != k.shape[1]
     if T == 1:  # sees all that is there
         first = 0 if window is None else max(0, S - window)
         return masked_attention(q, k[:, :, first:], v[:, :, first:], None, scale)
@@ -188,9 +194,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, window: int | None, scale: float) ->
         visible = columns <= queries  # (end - begin, last - first)
         if window is not None:
             visible &= columns > queries - window
-        piece = q[:, :, begin:end]
-        pieces.append(masked_attention(piece, k[:, :, first:last], v[:, :, first:last], visible, scale))
-    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)
+        piece = q[:, :, begin:end], k[:, :, first:last], v[:, :, first:last]
+        pieces.append(masked_attention(*piece, visible, scale))
+    return torch.cat(pieces, dim=2)
 
 
 def masked_attention(q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, scale: float) -> Tensor:

@@ -84,17 +84,14 @@ class Decoder(nn.Module):
 
     def prefix(self, tokens: Tensor) -> Cache:
         """tokens (P,) that many texts share -> Cache of one row, for spans that continue "cache"."""
-        spans = [Span(1, len(tokens))]
-        _, keys, values = self.run(tokens, self.layout(spans), last_only=True, keep=True)
-        return Cache([by_row(k) for k in keys], [by_row(v) for v in values])
+        return self.prefill(tokens, [Span(1, len(tokens))], room=0)[1]
 
     def prefill(self, tokens: Tensor, spans: list[Span], room: int) -> tuple[Tensor, Cache]:
         """tokens (N,) of B prompts -> hidden states (B, C) at their last tokens, and their Cache (B, K, S, D) with `room` columns left
         for what is written after the longest."""
         hidden, keys, values = self.run(tokens, self.layout(spans), last_only=True, keep=True)
-        return hidden, Cache(
-            [text_rows(k, spans, room) for k in keys], [text_rows(v, spans, room) for v in values]
-        )
+        keys, values = ([text_rows(x, spans, room) for x in kept] for kept in (keys, values))
+        return hidden, Cache(keys, values)
 
     def decode(self, tokens: Tensor, positions: Tensor, cache: Cache, full_lengths: list[int]) -> Tensor:
         """One token of each text, tokens and positions (B,), after what is in the cache, which it joins -> hidden states (B, C)."""
@@ -277,11 +274,6 @@ class RMSNorm(nn.Module):
 
 
 # ---- keys and values to keep ---------------------------------------------------------------------------------------
-
-
-def by_row(x: Tensor) -> Tensor:
-    """(P, K, D) of one text -> (1, K, P, D)"""
-    return x.transpose(0, 1)[None]
 
 
 def text_rows(x: Tensor, spans: list[Span], room: int) -> Tensor:

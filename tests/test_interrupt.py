@@ -176,7 +176,7 @@ def test_a_run_killed_around_any_rename_goes_on_to_the_same_bits(world, tmp_path
 @pytest.mark.parametrize(
     "where, name, calls, regime",
     [
-        ("minimon.evaluate", "read_ids", 3, "none"),
+        ("minimon.evaluate", "read_encoded", 3, "none"),
         ("minimon.generate", "choose", 8, "only"),
         ("minimon.generate", "choose", 3, "self"),
         ("minimon.metrics", "bootstrap", 1, "joint"),

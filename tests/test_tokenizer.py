@@ -838,6 +838,15 @@ def test_the_template_is_found_where_transformers_looks_in_its_order(tmp_path):
     assert text(asks(None, chat_template=legacy)) == "legacy"
     named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "named"}]
     assert text(asks(None, {"chat_template": named})) == "named"
+    folder = asks(None, config)
+    (folder / "additional_chat_templates").mkdir()
+    (folder / "additional_chat_templates" / "default.jinja").write_text("folder")
+    assert text(folder) == "folder"
+    (folder / "additional_chat_templates" / "default.jinja").rename(
+        folder / "additional_chat_templates" / "rag.jinja"
+    )
+    with pytest.raises(ValueError, match="additional_chat_templates: expected a default chat template"):
+        load_tokenizer(folder)
     with pytest.raises(
         ValueError,
         match="expected a default chat template .*tokenizer_config.json.* found none; use an instruction-tuned",

@@ -12,9 +12,14 @@ from minimon.files import one_line, read_json, read_text
 
 def find_template(directory):
     """The default chat template and where it is, from the places transformers looks in, in that order."""
-    path = directory / "chat_template.jinja"
-    if path.is_file():
-        return read_text(path), path
+    folder = directory / "additional_chat_templates"  # where it is, what config files say does not count
+    for path in (directory / "chat_template.jinja", folder / "default.jinja"):
+        if path.is_file():
+            return read_text(path), path
+    if any(folder.glob("*.jinja")):
+        raise ValueError(
+            f"{folder}: expected a default chat template there or in chat_template.jinja, found none"
+        )
     for path in (directory / "tokenizer_config.json", directory / "chat_template.json"):
         template = read_optional(path).get("chat_template")
         if isinstance(template, list):  # of {"name", "template"}
