@@ -287,7 +287,5 @@ def text_rows(x: Tensor, spans: list[Span], room: int) -> Tensor:
         before = prefix if span.continues else x[:0]
         rows += [torch.cat((before, text)) for text in part.split(span.tokens)]
     columns = max(map(len, rows)) + room
-    kept = x.new_zeros(len(rows), columns, *x.shape[1:])  # (B, S + room, K, D)
-    for row, text in zip(kept, rows):
-        row[: len(text)] = text
-    return kept.transpose(1, 2)
+    rows = [F.pad(text, (0, 0, 0, 0, 0, columns - len(text))) for text in rows]  # (S + room, K, D)
+    return torch.stack(rows).transpose(1, 2)
