@@ -246,6 +246,7 @@ def replacing(path):
     temporary = f"{path}.tmp"
     try:
         yield temporary
+        os.chmod(temporary, permissions())  # safetensors writes for its owner alone
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -255,6 +256,13 @@ def replacing(path):
         raise OSError(
             f"{path}: expected to write it, got an error: {error}; what was there before is as it was"
         ) from error
+
+
+def permissions() -> int:
+    """Of a new file: what the umask leaves, which can only be read by setting it."""
+    umask = os.umask(0o022)
+    os.umask(umask)
+    return 0o666 & ~umask
 
 
 def write_text(path, text: str) -> None:

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from minimon.checkpoint import WIDE, default_dtype, load_model, save_model
+from minimon.files import write_tensors
 from minimon.lora import add_lora, merge_lora
 
 IDS = tiny.tokens(24, rows=2)
@@ -451,3 +452,10 @@ def test_transformers_loads_what_is_saved_with_equal_logits(name, tmp_path):
     assert torch.equal(
         tiny.peer_logits(tiny.peer_model(tmp_path / "saved", "auto"), IDS), tiny.logits(model, IDS)
     )
+
+
+def test_what_is_written_may_be_read_by_whom_the_umask_lets(tmp_path):
+    write_tensors(tmp_path / "x.safetensors", {"a": torch.zeros(1)})
+    umask = os.umask(0)
+    os.umask(umask)
+    assert (tmp_path / "x.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
