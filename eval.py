@@ -32,6 +32,7 @@ from minimon.report import (
     write_report,
 )
 from minimon.run.cli import one_line_errors, parse, progress, shipped
+from minimon.run.load import named_task
 from minimon.run.lock import locked
 from minimon.run.memory import keep_memory
 from minimon.run.processes import count_rows, dealing, from_first, rank, size, start
@@ -39,7 +40,7 @@ from minimon.run.provenance import provenance
 from minimon.run.settings import EvalSettings as Settings
 from minimon.run.settings import check_evaluation
 from minimon.serve.inputs import input_files
-from minimon.serve.monitor import Monitor, RunSettings, adapter_hash, load_run, named_task, run_settings
+from minimon.serve.monitor import Monitor, RunSettings, adapter_hash, load_run, run_settings
 from minimon.serve.stream import refuse_existing, score_stream
 from minimon.serve.thresholds import calibrate_run, refuse_calibrated, threshold_line
 from minimon.study.attacks import attacked_rows, attacks, measure_attacks

@@ -7,6 +7,7 @@ n rows, N labels, B rows of a batch, C hidden_size, V vocabulary.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -196,11 +197,7 @@ class Reader:
 
     def at_once(self, questions: list[Question]) -> list[Side]:
         encoded = [encode(self.tokenizer, *question, self.limit) for question in questions]
-
-        def read(rows: Encoded) -> Reading:
-            return read_encoded(self.model, rows, batch_tokens=self.batch_tokens, on_rows=self.on_rows)
-
-        return list(map(as_side, self.each(read, encoded)))
+        return self.sides_of(encoded, self.on_rows)
 
     def after_thinking(self, questions: list[Question], options: Options) -> list[Side]:
         """The thoughts of all questions are decoded together."""
@@ -208,11 +205,11 @@ class Reader:
         thoughts = write_thoughts(
             self.model, self.tokenizer, questions, max_new_tokens=options.max_new_tokens, **writing
         )
+        return self.sides_of(thoughts)  # their rows are counted as they are written
 
-        def read(rows: Encoded) -> Reading:
-            return read_encoded(self.model, rows, batch_tokens=self.batch_tokens)
-
-        return list(map(as_side, self.each(read, thoughts)))
+    def sides_of(self, encoded: list[Encoded], on_rows: Callable = ignore) -> list[Side]:
+        read = partial(read_encoded, self.model, batch_tokens=self.batch_tokens, on_rows=on_rows)
+        return list(map(as_side, self.each(read, encoded)))
 
     def of_summaries(self, questions: list[Question], options: Options, adapter: bool) -> list[Side]:
         """The model as it is summarizes each text once; the base reads the summaries alone.

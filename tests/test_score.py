@@ -624,7 +624,7 @@ def test_mistakes_are_refused(run, folder, options, words):
 
 
 def test_what_can_be_refused_early_is_refused_before_the_model_is_read(run, folder, monkeypatch, tmp_path):
-    monkeypatch.setattr("minimon.serve.monitor.load_model", None)
+    monkeypatch.setattr("minimon.serve.monitor.load_base", None)
     for options, words in [
         (dict(calibrate="t.toml", fpr=5.0), "--fpr"),
         (dict(merge_to=str(tmp_path)), "--merge-to: .* is already there; .*--overwrite"),

@@ -436,32 +436,6 @@ def test_an_option_that_is_gone_is_refused_with_what_replaces_it(folder, old, ne
     )
 
 
-def test_a_file_of_no_kind_that_is_read_is_refused(folder):
-    (folder / "a.txt").write_text("a line\n")
-    edit(folder / "a.toml", "a.jsonl", "a.txt")
-    refused(lambda: load_task(folder / "a.toml").rows, "a.txt", ".jsonl, .json, .csv or .tsv", "'.txt'")
-
-
-def test_a_pattern_stands_for_many_files_of_rows(folder):
-    write_rows(folder / "part1.jsonl", tag="one")
-    write_rows(folder / "part2.jsonl", tag="two")
-    edit(folder / "a.toml", "a.jsonl", "part*.jsonl")
-    task = load_task(folder / "a.toml")
-    assert [path.name for path in task.files()] == ["part1.jsonl", "part2.jsonl"] and len(task.rows) == 28
-    edit(folder / "a.toml", "part*.jsonl", "none*.jsonl")
-    refused(
-        lambda: load_task(folder / "a.toml").files(), "none*.jsonl", "expected a file of rows, found none"
-    )
-
-
-def test_the_criterion_is_the_tasks_name_unless_it_is_given(folder):
-    assert load_task(folder / "a.toml").criterion == "a"
-    edit(folder / "a.toml", 'split = "split"', 'split = "split"\ncriterion = "leak"')
-    assert load_task(folder / "a.toml").criterion == "leak"
-    edit(folder / "a.toml", 'criterion = "leak"', 'criterion = " "')
-    refused(lambda: load_task(folder / "a.toml"), "criterion: expected a text")
-
-
 # ---- prompts that are the same -------------------------------------------------------------------
 
 

@@ -1,9 +1,11 @@
-"""The base as a run's settings ask for it."""
+"""What a command line names: the base as a run's settings ask for it, a task."""
 
 import torch
 
 from minimon.checkpoint import default_dtype, load_model
+from minimon.run.cli import shipped
 from minimon.run.processes import shard
+from minimon.tasks import Task, load_task
 
 
 def load_base(directory, *, dtype: str | None, device: str, sharded: bool = False):
@@ -13,3 +15,9 @@ def load_base(directory, *, dtype: str | None, device: str, sharded: bool = Fals
     if sharded:
         shard(model, device)
     return model
+
+
+def named_task(entry: str) -> Task:
+    """The task of FILE, or of FILE#NAME."""
+    file, _, name = entry.partition("#")
+    return load_task(shipped(file), name or None)

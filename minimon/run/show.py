@@ -4,15 +4,14 @@ from minimon.batch import encode_row, row_limit, task_label_ids
 from minimon.checkpoint import load_model
 from minimon.evaluate import read
 from minimon.run.cli import shipped
-from minimon.tasks import load_task
+from minimon.run.load import named_task
 from minimon.tokenizer import load_tokenizer
 
 
 def show(settings, device: str) -> str:
     """One row of the task of --show as it is encoded: its text, its ids, the label tokens and their share of
     the probability under the base. settings: train.py's."""
-    file, _, name = settings.show.partition("#")
-    task = load_task(shipped(file), name or None)
+    task = named_task(settings.show)
     model = load_model(shipped(settings.model), device=device)
     tokenizer = load_tokenizer(shipped(settings.model), date=settings.date)
     row, limit = task.rows[0], row_limit(model.config, settings.max_tokens)

@@ -10,10 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from minimon.batch import NO_LIMIT, Limit, row_limit, task_label_ids
-from minimon.checkpoint import default_dtype, load_model
 from minimon.evaluate import read
 from minimon.files import read_json, resolve, sha256
 from minimon.formats.transcript import text_of
@@ -21,10 +19,10 @@ from minimon.lora import load_adapter
 from minimon.metrics import sigmoid
 from minimon.model import Decoder
 from minimon.run.cli import check_device, shipped
-from minimon.run.processes import shard
+from minimon.run.load import load_base, named_task
 from minimon.run.provenance import base_files, check_same
 from minimon.serve.thresholds import find_calibration, tempered
-from minimon.tasks import Task, load_task
+from minimon.tasks import Task
 from minimon.tokenizer import Tokenizer, load_tokenizer
 
 # log-odds are rounded before they are compared and written: a decision can be made again from what is written
@@ -195,19 +193,10 @@ def load_run(adapter, settings: RunSettings, *, device: str, any_base: bool = Fa
     if adapter is not None and not any_base:
         advice = "name that base with --model, or give --any-base"
         check_same(adapter, {"base": base_files(base)}, ["base"], advice)
-    dtype = getattr(torch, settings.dtype) if settings.dtype else default_dtype(base, device)
-    model = load_model(base, dtype=dtype, device="cpu" if sharded else device)
-    if sharded:
-        shard(model, device)
+    model = load_base(base, dtype=settings.dtype, device=device, sharded=sharded)
     if adapter is not None:
         load_adapter(model, adapter)
     return model, load_tokenizer(base, date=settings.date)
-
-
-def named_task(entry: str) -> Task:
-    """The task of FILE, or of FILE#NAME."""
-    file, _, name = entry.partition("#")
-    return load_task(shipped(file), name or None)
 
 
 def adapter_hash(directory: str | Path) -> str:
