@@ -4,6 +4,7 @@ N tokens of a pass, B texts in it, P tokens of a shared prefix.
 """
 
 import random
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -269,13 +270,29 @@ def task_order(mixture: Mixture, seed: int):
 
 
 def row_groups(seed: str, rows: list, size: int):
-    """Epoch after epoch: rows in random order, sorted by length within a window, cut into groups of `size`."""
+    """Epoch after epoch: rows in random order, sorted by length within a window, cut into groups of `size`.
+
+    The labels take turns, so that a group holds its share of each: its gradient then says what tells the texts apart, not
+    which label happened to be the commoner one."""
     rng = random.Random(f"order-{seed}")
     while rows:
-        shuffled = rng.sample(rows, len(rows))
+        shuffled = labels_in_turn(rng.sample(rows, len(rows)))
         groups = []
         for start in range(0, len(rows), WINDOW * size):
             window = sorted(shuffled[start : start + WINDOW * size], key=lambda row: len(row.text))
+            window = labels_in_turn(window)
             groups += [window[i : i + size] for i in range(0, len(window), size)]
         rng.shuffle(groups)
         yield from groups
+
+
+def labels_in_turn(rows: list) -> list:
+    """Rows of each label in the order they have, spread evenly over all; conversations have no label and stay as they are."""
+    by_label = defaultdict(list)
+    for row in rows:
+        by_label[getattr(row, "label", None)].append(row)
+    placed = []
+    for _, of_label in sorted(by_label.items()):
+        placed += [((i + 0.5) / len(of_label), row) for i, row in enumerate(of_label)]
+    placed.sort(key=lambda place_and_row: place_and_row[0])
+    return [row for _, row in placed]

@@ -93,8 +93,10 @@ class Task:
             if any(same(value, labelled) for labelled in values):
                 return index
         expected = [value for values in self.labels.values() for value in values]
+        quoted = isinstance(value, str) and any(str(labelled) == value for labelled in expected)
+        hint = f' (a cell is text: write "{value}")' if quoted else ""
         raise ValueError(
-            f"{where}: task {self.name!r}: expected {self.label} to be one of {expected}, got {value!r}; "
+            f"{where}: task {self.name!r}: expected {self.label} to be one of {expected}, got {value!r}{hint}; "
             f"map it under labels in {self.where}, or leave it out under skip"
         )
 
@@ -254,7 +256,7 @@ def check_table(table: dict, needed: dict, optional: dict, where: str) -> None:
         value = table.get(key)
         if (value is not None or key in needed) and not fits(value, kind):
             expected = KINDS.get(kind) or f"one of {', '.join(kind)}"
-            problems.append(f"{key}: expected {expected}, got {value!r}")
+            problems.append(f"{key}: expected {expected}, got {'none' if value is None else repr(value)}")
     refuse(problems, where)
 
 

@@ -7,11 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from conftest import ROOT
 from small_world import settings
@@ -19,7 +21,10 @@ from test_interrupt import forked, killed_in, saved_step, wait
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import train
+from minimon.hf.families import config_from_dict
+from minimon.lora import add_lora
 from minimon.metrics import Scores
+from minimon.model import Decoder
 from minimon.run import busy as busy_machine
 from minimon.run import cli, directory, memory
 from minimon.run.base_scores import BaseScores
@@ -345,6 +350,28 @@ def test_memory_that_was_freed_is_not_faulted_in_again():
     """128 MB freed and asked for again four times: 131,072 pages of 4 KiB without, next to none with it."""
     faults = {how: int(python(REUSE, how).communicate()[0]) for how in ("kept", "given back")}
     assert faults["kept"] < 0.1 * faults["given back"]
+
+
+def test_a_training_pass_on_a_cpu_keeps_half_a_gib_of_activations_at_most():
+    """Counted is what autograd saves of two layers; a model of many more such layers takes passes that keep as much."""
+    config = config_from_dict(dict(tiny.LLAMA, hidden_size=64, intermediate_size=176, num_hidden_layers=2))
+    model = Decoder(config)
+    add_lora(model)
+    assert memory.pass_tokens(model) == 2048 and memory.pass_tokens(model, 100) == 100
+    saved = {}
+
+    def keep(tensor):
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    frozen = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        model(torch.arange(1024).view(16, 64) % config.vocab_size)
+    a_token = sum(size for pointer, size in saved.items() if pointer not in frozen) / 1024
+    deep = SimpleNamespace(lm_head=model.lm_head, config=replace(config, num_hidden_layers=200))
+    assert 0.7 < memory.pass_tokens(deep) * a_token * 100 / memory.KEPT < 1.4
+    endless = SimpleNamespace(lm_head=model.lm_head, config=replace(config, num_hidden_layers=10**6))
+    assert memory.pass_tokens(endless) == memory.FEWEST_TOKENS
 
 
 def test_without_glibc_nothing_happens(monkeypatch):

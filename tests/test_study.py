@@ -329,6 +329,9 @@ def test_a_study_that_gets_sigterm_leaves_no_child_computing(world, tmp_path):
 def test_what_cannot_be_studied_is_refused(world, tmp_path):
     with pytest.raises(ValueError, match="expected --parts of regimes"):
         study.main(of(world, tmp_path, parts="regime"))
+    with pytest.raises(ValueError, match="--results: expected the cells of a study in .*nowhere, found none"):
+        study.main(of(world, tmp_path / "nowhere", results=True))
+    assert not (tmp_path / "nowhere").exists()
 
 
 def test_curves_transfer_and_scarce_labels_are_made_of_the_fields_of_cells(tmp_path):

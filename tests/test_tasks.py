@@ -1,12 +1,14 @@
 """Task and mixture files: what is read, and what is refused, by name and line."""
 
+import itertools
 import json
+import random
 
 import pytest
 
-from minimon.batch import common_prefix, pack, token_batches, training_order
+from minimon.batch import common_prefix, labels_in_turn, pack, row_groups, token_batches, training_order
 from minimon.report.leakage import bare
-from minimon.tasks import SPLITS, Conversation, load_mixture, load_task, load_tasks, normal
+from minimon.tasks import SPLITS, Conversation, Row, load_mixture, load_task, load_tasks, normal
 
 TASK = """
 name = "{name}"
@@ -327,6 +329,24 @@ def test_an_epoch_shows_every_row_once(folder):
     order = order_of(load_mixture(folder / "mixture.toml"), 0, 6, 4, 2)
     seen = [row.where for groups in order for group in groups if group.task.name == "a" for row in group.rows]
     assert len(seen) == 12 and len(set(seen[:6])) == 6 and sorted(seen[:6]) == sorted(seen[6:])
+
+
+def test_a_group_of_rows_holds_its_share_of_each_label():
+    rng = random.Random(0)
+    rows = [Row("x" * rng.randrange(100), int(i % 4 == 0), "train", f"f:{i}") for i in range(96)]
+    groups = list(itertools.islice(row_groups("seed", rows, 8), 12))
+    assert [sum(row.label for row in group) for group in groups] == [2] * 12
+    assert {row.where for group in groups for row in group} == {row.where for row in rows}
+    spread = [max(len(row.text) for row in group) - min(len(row.text) for row in group) for group in groups]
+    assert sum(spread) / len(spread) < 50  # of rows alike in length, where chance would give 78
+
+
+def test_labels_take_turns_in_the_order_that_their_rows_have():
+    rows = [Row("x", label, "train", f"f:{i}") for i, label in enumerate([0, 0, 0, 1, 1, 0])]
+    order = [rows.index(row) for row in labels_in_turn(rows)]
+    assert order == [0, 3, 1, 2, 4, 5]
+    talks = [Conversation(({"content": "x"},), f"f:{i}") for i in range(3)]
+    assert labels_in_turn(talks) == talks and labels_in_turn([]) == []
 
 
 def test_conversations_take_their_share_of_the_rows_and_fractions_are_carried_on(folder):

@@ -276,6 +276,8 @@ def sections(report: dict) -> list[Section]:
     for split, reason in report.get("not_measured", {}).items():
         splits.append([split, f"not measured: {reason}"] + [""] * (len(HEADER) - 2))
     title = f"{report['model']}, seed {report['seed']}"
+    if directory := report["run"].get("directory"):
+        title = f"{directory}: {title}"
     found = [
         Section(title, verdict_line(report) + ".", splits, notes(report)),
         Section("Reading your result", points=reading(report)),

@@ -42,11 +42,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 def parse(settings: type, argv: list[str] | None = None, description: str | None = None):
     """Command line -> an instance of the dataclass `settings`."""
-    parser = OneLineParser(
-        description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = OneLineParser(prog=program(), description=description, allow_abbrev=False)
     kinds = typing.get_type_hints(settings)
     for option in fields(settings):
         kind, among, help = kinds[option.name], option.metadata["among"], option.metadata["help"]
@@ -58,9 +54,15 @@ def parse(settings: type, argv: list[str] | None = None, description: str | None
             type=next(iter(typing.get_args(kind)), kind),  # of int | None: int
             default=option.default,
             choices=None if isinstance(among, str) else among,
-            help=help,
+            help=help if option.default is None else f"{help} (default: {option.default})",
         )
     return settings(**vars(parser.parse_args(argv)))
+
+
+def program() -> str | None:
+    """What help calls a module that is run with -m; None for a script, which goes by its name."""
+    spec = sys.modules["__main__"].__spec__
+    return f"python -m {spec.parent}" if spec and spec.name.endswith(".__main__") else None
 
 
 def check_numbers(settings) -> None:

@@ -4,13 +4,22 @@ import ctypes
 import sys
 
 PASS_TOKENS = {"cpu": 2048, "cuda": 65536}  # of a pass at most: larger ones gain nothing
+FEWEST_TOKENS = 256  # of a pass on a CPU: smaller ones cost time
+KEPT = 2**29  # bytes of activations that such a pass keeps for its backward pass, about
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def pass_tokens(model, given: int | None = None) -> int:
-    """Tokens of a training pass: `given`, or as many as gain something. Where CUDA holds less, steps.training_step
-    finds out and takes smaller ones."""
-    return given or PASS_TOKENS[model.lm_head.weight.device.type]
+    """Tokens of a training pass: `given`, or as many as gain something; on a CPU as many as keep half a GiB of activations.
+    Where CUDA holds less, steps.training_step finds out and takes smaller ones."""
+    device, config = model.lm_head.weight.device.type, model.config
+    if given or device != "cpu":
+        return given or PASS_TOKENS[device]
+    a_layer = (
+        6 * config.hidden_size + 3 * config.intermediate_size
+    )  # floats of a token: inputs of norms and products
+    fitting = KEPT // (4 * config.num_hidden_layers * a_layer)
+    return min(max(fitting, FEWEST_TOKENS), PASS_TOKENS[device])
 
 
 def keep_memory() -> None:

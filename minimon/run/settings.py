@@ -42,7 +42,9 @@ class TrainSettings:
     group_size: int | None = setting(
         None, "rows that share a prompt; 8 on the shipped base, else 4", POSITIVE
     )
-    batch_tokens: int | None = setting(None, "tokens of a pass; 2,048, on CUDA 65,536 or what fits", POSITIVE)
+    batch_tokens: int | None = setting(
+        None, "tokens of a pass; at most 2,048, on CUDA 65,536, or what fits", POSITIVE
+    )
     max_tokens: int | None = setting(None, "of a row, or its text loses its middle; the base's if not given")
     seed: int = setting(0, "fixes the adapter's start, the rows and their order")
     date: str | None = setting(None, "today to a chat template, as 2026-01-31; today if not given")

@@ -55,6 +55,8 @@ class Settings:
 def main(settings: Settings) -> int:
     preset = chosen(settings)
     mixture, out = load_mixture(shipped(preset.mixture)), Path(preset.out)
+    if settings.results and not (out / "cells").is_dir():
+        raise ValueError(f"--results: expected the cells of a study in {out}, found none; name it with --out")
     (out / "mixtures").mkdir(parents=True, exist_ok=True)
     study = Study(preset, out, plan(preset, mixture, out), trained_labels(mixture))
     if not settings.results:

@@ -201,7 +201,7 @@ def score_minimon(o, folder: Path) -> dict:
     rows = Rows(o, model.config)
 
     def score(task, asked) -> list[float]:
-        options = dict(limit=rows.limit, batch_tokens=pass_tokens(model, o.batch_tokens))
+        options = dict(limit=rows.limit, batch_tokens=o.batch_tokens)
         return read(model, rows.tokenizer, task, asked, **options).log_odds[:, 0].tolist()
 
     task, asked = rows.questions[0]
