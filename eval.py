@@ -31,12 +31,13 @@ from minimon.report import (
     verdict_line,
     write_report,
 )
+from minimon.run import processes
 from minimon.run.cli import one_line_errors, parse, progress, shipped
 from minimon.run.load import named_task
 from minimon.run.lock import locked
 from minimon.run.memory import keep_memory
-from minimon.run.processes import count_rows, dealing, from_first, rank, size, start
-from minimon.run.provenance import provenance
+from minimon.run.processes import from_first, is_first
+from minimon.run.provenance import about_run, provenance
 from minimon.run.settings import EvalSettings as Settings
 from minimon.run.settings import check_evaluation
 from minimon.serve.inputs import input_files
@@ -49,7 +50,7 @@ from minimon.tasks import load_conversations, load_mixture, schedule_of
 
 
 def main(settings: Settings) -> int:
-    device = start(settings.device)
+    device = processes.start(settings.device)
     check_evaluation(settings)
     if settings.score:
         score(settings, device)
@@ -84,7 +85,7 @@ def measure_splits(settings: Settings, device: str) -> None:
     options = {"limit": row_limit(model.config, run.max_tokens), "batch_tokens": run.batch_tokens}
     rows = evaluation_rows(mixture) if settings.adapter else evaluation_rows(mixture) // 2
     with progress(rows, 0, "evaluate", "row") as bar:
-        together = {"each": dealing(model), "on_rows": count_rows(bar, model)}
+        together = {"each": processes.dealing(model), "on_rows": processes.count_rows(bar, model)}
         if settings.adapter:
             scores = evaluate(model, tokenizer, mixture, **options, **together)
         else:
@@ -95,17 +96,12 @@ def measure_splits(settings: Settings, device: str) -> None:
         rows = 2 * len(attacks("", "")) * sum(len(rows) for _, rows in attacked)
         with progress(rows, 0, "attack", "row") as bar:
             effects = measure_attacks(model, tokenizer, attacked, on_rows=bar.update, **options)
-    if rank() > 0:
+    if not is_first():
         return
-    about = {
-        **provenance(sys.argv, resolve(shipped(run.model)), mixture),
-        "directory": settings.adapter,
-        "date": run.date,
-        "device": settings.device,
-        "shots": settings.shots,
-        "processes": size(),
-        "evaluate_seconds": round(time.time() - started, 1),
-    }
+    source = provenance(sys.argv, resolve(shipped(run.model)), mixture)
+    asked = {"date": run.date, "device": settings.device}
+    seconds = time.time() - started
+    about = about_run(source, asked, settings.adapter, shots=settings.shots, evaluate_seconds=seconds)
     report = build_report(
         scores,
         model=run.model,
@@ -133,7 +129,7 @@ def score(settings: Settings, device: str) -> None:
         from_first(lambda: refuse_existing(Path(settings.out), **options))
     threshold = None if P is None else torch.logit(torch.tensor(P, dtype=torch.float64)).item()
     monitor = load_monitor(settings, task, device, threshold)
-    if rank() == 0:
+    if is_first():
         sys.stderr.write(threshold_line(monitor) + "\n")
     options |= {"with_text": settings.with_text}
     with progress(None, 0, "score", "row") as bar:

@@ -19,28 +19,19 @@ from minimon.batch import most_tokens, row_limit, task_label_ids
 from minimon.evaluate import evaluate, evaluation_rows
 from minimon.files import resolve, sha256
 from minimon.lora import adapter_tensors, add_lora, load_adapter, save_adapter
-from minimon.report import build_report, near_duplicates, reading, table, verdict_line, write_report
+from minimon.report import build_report, closing_lines, near_duplicates, write_report
+from minimon.run import processes
 from minimon.run.base_scores import BaseScores
 from minimon.run.busy import LoadWatch
 from minimon.run.cli import StopSignals, one_line_errors, parse, peak_memory_gb, progress, shipped
 from minimon.run.directory import RunDirectory
 from minimon.run.load import load_base
 from minimon.run.memory import keep_memory, pass_tokens
-from minimon.run.processes import (
-    count_rows,
-    dealing,
-    from_first,
-    gathered,
-    own_share,
-    rank,
-    size,
-    start,
-    sum_gradients,
-)
-from minimon.run.provenance import provenance
+from minimon.run.processes import from_first, is_first
+from minimon.run.provenance import about_run, provenance
 from minimon.run.settings import TrainSettings as Settings
 from minimon.run.settings import with_recipe, with_steps
-from minimon.run.show import show
+from minimon.run.show import opening_lines, show
 from minimon.run.validation import no_longer_falls, validate, validation_losses, validation_rows
 from minimon.steps import count_passes, instruction_plan, refuse_long, training_step, training_steps
 from minimon.study.self_labels import training_rows
@@ -49,7 +40,7 @@ from minimon.tokenizer import load_tokenizer
 
 
 def main(settings: Settings) -> int:
-    device = start(settings.device)
+    device = processes.start(settings.device)
     settings = with_recipe(settings)
     if settings.show:
         print(show(settings, device))
@@ -95,7 +86,7 @@ def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
     optimizer = torch.optim.AdamW(adapter.values(), lr=settings.lr, weight_decay=decay, fused=True)
     steps = training_steps(mixture, rows, conversations, schedule, settings)
     done = run.load_state(adapter, optimizer)
-    say_what_is_trained(settings, run, model, done, label_report)
+    print("\n".join(opening_lines(settings, run.path, model, done, label_report)))
 
     # loop: a step is groups of rows, each under one prompt; its loss is the mean over all rows
     batch_tokens, validated = pass_tokens(model, settings.batch_tokens), validation_rows(mixture)
@@ -111,10 +102,10 @@ def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
                 bar.write(f"{early}: the validation loss no longer falls", sys.stderr)
                 break
             step_started = time.time()
-            share, passes = own_share(groups, [group.characters for group in groups]), 0
+            share, passes = processes.own_share(groups, [group.characters for group in groups]), 0
             if settings.shard:  # every process holds a piece of the base, so all take equally many passes
                 own = count_passes(tokenizer, share, label_ids, batch_tokens=batch_tokens, limit=limit)
-                passes = max(gathered(own))
+                passes = max(processes.gathered(own))
             result = training_step(
                 model,
                 tokenizer,
@@ -128,7 +119,7 @@ def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
             )
             batch_tokens = result.batch_tokens  # half of it where memory ran out
             counts = {"tokens": result.tokens, "rows_cut": result.rows_cut, "stopping": bool(stop)}
-            sums = sum_gradients(list(adapter.values()), {**result.losses, **counts})
+            sums = processes.sum_gradients(list(adapter.values()), {**result.losses, **counts})
             losses = {name: sums[name] for name in result.losses}
             norm = torch.nn.utils.clip_grad_norm_(adapter.values(), settings.max_grad_norm).item()
             if not all(map(math.isfinite, [norm, *losses.values()])):
@@ -160,17 +151,18 @@ def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
                 stop.leave()
 
     # report: base and adapter on the test rows of every split
-    if rank() == 0:
+    if is_first():
         save_adapter(model, run.path, base=settings.model)
     trained = time.time()
-    about = [run.settings["dtype"], settings.device, run.settings["date"], settings.max_tokens]
-    shared = BaseScores(settings.base_scores, mixture, [source["base"], about])
+    asked = [run.settings["dtype"], settings.device, run.settings["date"], settings.max_tokens]
+    shared = BaseScores(settings.base_scores, mixture, [source["base"], asked])
     with progress(evaluation_rows(mixture), 0, "evaluate", "row") as bar:
-        together = {"each": dealing(model), "on_rows": count_rows(bar, model)}
+        together = {"each": processes.dealing(model), "on_rows": processes.count_rows(bar, model)}
         scores = evaluate(model, tokenizer, mixture, base=from_first(shared.sides), **options, **together)
-    if rank() > 0:
+    if not is_first():
         return
     shared.save(scores)
+    seconds = {"train_seconds": trained - started, "evaluate_seconds": time.time() - trained}
     row_count = sum(map(len, rows.values()))
     report = build_report(
         scores,
@@ -178,16 +170,7 @@ def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
         adapter=sha256(run.path / "adapter_model.safetensors"),
         seed=settings.seed,
         epsilon=settings.epsilon,
-        run={
-            **source,
-            "directory": str(run.path),
-            "date": run.settings["date"],
-            "device": settings.device,
-            "processes": size(),
-            "train_seconds": round(trained - started, 1),
-            "evaluate_seconds": round(time.time() - trained, 1),
-            "peak_memory_gb": peak_memory_gb(device),
-        },
+        run=about_run(source, run.settings, run.path, peak_memory_gb=peak_memory_gb(device), **seconds),
         labels=label_report,
         leakage=near_duplicates(mixture, conversations),
         training={
@@ -199,39 +182,7 @@ def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
     )
     write_report(report, run.path, scores)
     run.finish()
-    say_what_came_of_it(settings, run, report, time.time() - started)
-
-
-# ---- what a person reads ---------------------------------------------------------------------------------
-
-
-def say_what_is_trained(settings: Settings, run: RunDirectory, model, done: int, labels: dict | None) -> None:
-    if labels:
-        print(
-            f"labels of the base's own: {labels['right']:.3f} of {labels['rows']} right, "
-            f"{labels['well_formed']:.3f} well-formed"
-        )
-    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    print(
-        f"{settings.model}: {frozen:,} frozen parameters, {trained:,} in the adapter; writing to {run.path}"
-    )
-    if settings.model == "data/base":
-        print("the shipped base knows a small made-up world only; a real model is named with --model")
-    if settings.resume:
-        print(f"goes on after step {done}" if done else "nothing was saved there: a new run")
-
-
-def say_what_came_of_it(settings: Settings, run: RunDirectory, report: dict, seconds: float) -> None:
-    cost = f"{seconds:.0f} s and {report['run']['peak_memory_gb']:.1f} GB of memory"
-    print(f"\n{table(report)}\n\nreport and adapter in {run.path}, after {cost}")
-    print("\n".join(reading(report)))
-    print(f"the texts it got most wrong, and every figure: {run.path / 'report.html'}")
-    if settings.quick:
-        print("next: python train.py for all of it, your own task with --mixture, a real model with --model")
-    elif "inter_task" not in report:
-        print(f"next: a threshold, with eval.py --adapter {run.path} --calibrate TASK")
-    print(verdict_line(report))
+    print("\n".join(closing_lines(report, run.path, quick=settings.quick)))
 
 
 if __name__ == "__main__":

@@ -4,11 +4,12 @@ from minimon.report.data import build_report
 from minimon.report.leakage import near_duplicates
 from minimon.report.pages import write_pages, write_report
 from minimon.report.scores import read_scores, write_scores
-from minimon.report.text import attack_lines, reading, table, verdict_line
+from minimon.report.text import attack_lines, closing_lines, reading, table, verdict_line
 
 __all__ = [
     "attack_lines",
     "build_report",
+    "closing_lines",
     "near_duplicates",
     "read_scores",
     "reading",

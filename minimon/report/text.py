@@ -260,6 +260,23 @@ def training(facts: dict) -> list[str]:
     return lines
 
 
+def closing_lines(report: dict, directory, quick: bool = False) -> list[str]:
+    """What train.py says at its end."""
+    run = report["run"]
+    cost = (
+        f"{run['train_seconds'] + run['evaluate_seconds']:.0f} s and {run['peak_memory_gb']:.1f} GB of memory"
+    )
+    lines = ["", table(report), "", f"report and adapter in {directory}, after {cost}", *reading(report)]
+    lines.append(f"the texts it got most wrong, and every figure: {directory}/report.html")
+    if quick:
+        lines.append(
+            "next: python train.py for all of it, your own task with --mixture, a real model with --model"
+        )
+    elif "inter_task" not in report:
+        lines.append(f"next: a threshold, with eval.py --adapter {directory} --calibrate TASK")
+    return [*lines, verdict_line(report)]
+
+
 # ---- report.md and report.html
 
 

@@ -15,6 +15,7 @@ import torch
 
 import minimon
 from minimon.files import read_json, sha256
+from minimon.run.processes import size
 
 NAME = "provenance.json"
 BASE = (
@@ -37,6 +38,13 @@ def provenance(command: list[str], base: Path, mixture, adapter=None) -> dict:
         versions[module.__name__] = module.__version__
     data = data_files(mixture, adapter)
     return {"command": command, "versions": versions, "base": base_files(base), "data": data}
+
+
+def about_run(source: dict, settings: dict, directory, **more) -> dict:
+    """What a report says of the run behind it: `source`, from provenance, date and device of its settings, and `more`."""
+    of_settings = {name: settings[name] for name in ("date", "device")}
+    more = {name: round(value, 2) if isinstance(value, float) else value for name, value in more.items()}
+    return {**source, "directory": directory and str(directory), **of_settings, "processes": size(), **more}
 
 
 def base_files(directory: Path) -> dict[str, str]:

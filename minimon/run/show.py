@@ -1,4 +1,4 @@
-"""What a model is shown of a task's row, token by token, and what it makes of it before training."""
+"""What a person reads before training: how a run begins; what a model is shown of a task's row, token by token, and makes of it."""
 
 from minimon.batch import encode_row, row_limit, task_label_ids
 from minimon.checkpoint import load_model
@@ -34,3 +34,23 @@ def show(settings, device: str) -> str:
     advice = "; little is usual before training, look again at label_mass after it" if mass < 0.5 else ""
     lines.append(f"the labels have {mass:.1%} of the probability over the whole vocabulary{advice}")
     return "\n".join(lines)
+
+
+def opening_lines(settings, directory, model, done: int, labels: dict | None) -> list[str]:
+    """What train.py says before its first step. labels: how good the base's own are, None where gold ones are trained on."""
+    lines = []
+    if labels:
+        lines.append(
+            f"labels of the base's own: {labels['right']:.3f} of {labels['rows']} right, "
+            f"{labels['well_formed']:.3f} well-formed"
+        )
+    frozen = sum(p.numel() for p in model.parameters() if not p.requires_grad)
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    lines.append(
+        f"{settings.model}: {frozen:,} frozen parameters, {trained:,} in the adapter; writing to {directory}"
+    )
+    if settings.model == "data/base":
+        lines.append("the shipped base knows a small made-up world only; a real model is named with --model")
+    if settings.resume:
+        lines.append(f"goes on after step {done}" if done else "nothing was saved there: a new run")
+    return lines
