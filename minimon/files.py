@@ -12,7 +12,7 @@ import json
 import os
 import tomllib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -73,15 +73,23 @@ def sha256(path) -> str:
 
 def read_text(path) -> str:
     """UTF-8 text without a byte order mark; of a .gz file its content, at most MAX_BYTES."""
+    path = existing(path)
+    return decoded(unpacked(path) if path.suffix == ".gz" else path.read_bytes(), path)
+
+
+def existing(path) -> Path:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path}: expected a file, found none")
-    data = unpacked(path) if path.suffix == ".gz" else path.read_bytes()
+    return path
+
+
+def decoded(data: bytes, where) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(
-            f"{path}: expected UTF-8 text, got byte {error.object[error.start]:#04x} "
+            f"{where}: expected UTF-8 text, got byte {error.object[error.start]:#04x} "
             f"at offset {error.start}; convert the file to UTF-8"
         ) from error
 
@@ -166,10 +174,22 @@ def read_rows(path) -> list[tuple[int, dict]]:
 
 
 def read_jsonl(path) -> Iterator[tuple[int, dict]]:
-    """(line number, object) of each line that is not blank."""
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if line.strip():
-            yield number, json_row(line, f"{path}:{number}")
+    """(line number, object) of each line that is not blank; a line at a time, but of a .gz file."""
+    path = existing(path)
+    if path.suffix == ".gz":
+        yield from json_lines(unpacked(path).split(b"\n"), path)
+        return
+    with open(path, "rb") as lines:
+        yield from json_lines(lines, path)
+
+
+def json_lines(lines: Iterable[bytes], name, first: int = 1) -> Iterator[tuple[int, dict]]:
+    """Lines of `name`, of which the first has this number -> (line number, object) of each that is not blank."""
+    for number, line in enumerate(lines, first):
+        where = f"{name}:{number}"
+        text = decoded(line, where)
+        if text.strip():
+            yield number, json_row(text, where)
 
 
 def json_rows(path) -> list[dict]:

@@ -7,11 +7,11 @@ what is compressed (.gz) are read whole, as in training. A row is an object with
 import glob
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from minimon.files import json_row, read_rows
+from minimon.files import json_lines, read_jsonl, read_rows
 from minimon.formats.inspect_log import is_log, read_log
 from minimon.formats.records import lookup
 from minimon.formats.transcript import text_of
@@ -58,7 +58,8 @@ def files_of(part: str) -> list[str]:
 def read_items(files: list[str], task: Task) -> Iterator[Item]:
     """Items of all files; of several each says its file. Raises ValueError naming file and line."""
     for file in files:
-        items = log_items(file, task) if is_log(file) else row_items(numbered_rows(file), file, task)
+        rows = read_rows if file.endswith(WHOLE) else read_jsonl
+        items = log_items(file, task) if is_log(file) else row_items(rows(file), file, task)
         for item in items:
             yield item._replace(about={"file": file, **item.about}) if len(files) > 1 else item
 
@@ -84,7 +85,7 @@ def log_items(file: str, task: Task) -> Iterator[Item]:
         yield Item(record["id"], text, about, others(record, "id", "messages", *about))
 
 
-def row_items(rows: Iterator[tuple[int, dict]], name: str, task: Task) -> Iterator[Item]:
+def row_items(rows: Iterable[tuple[int, dict]], name: str, task: Task) -> Iterator[Item]:
     for number, record in rows:
         where, fields = f"{name}:{number}", (task.text, "text", "messages")
         held = [field for field in fields if lookup(record, field, where, None) is not None]
@@ -102,29 +103,3 @@ def others(record: dict, *shown: str) -> dict:
 def finite(value):
     """NaN and infinities, which rows and logs hold and JSON does not know, become null."""
     return json.loads(json.dumps(value), parse_constant=lambda name: None)
-
-
-# ---- lines -------------------------------------------------------------------------------------------------
-
-
-def numbered_rows(file: str) -> Iterator[tuple[int, dict]]:
-    """(number of its line, row): of what is not read whole, one JSON object a line."""
-    if file.endswith(WHOLE):
-        yield from read_rows(file)
-        return
-    with open(file, "rb") as lines:
-        yield from json_lines(lines, file)
-
-
-def json_lines(lines, name: str, first: int = 1) -> Iterator[tuple[int, dict]]:
-    for number, line in enumerate(lines, first):
-        where = f"{name}:{number}"
-        try:
-            text = line.decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{where}: expected UTF-8 text, got byte {error.object[error.start]:#04x}; "
-                "convert the file to UTF-8"
-            ) from error
-        if text.strip():
-            yield number, json_row(text, where)
