@@ -33,7 +33,7 @@ from minimon.report import (
 )
 from minimon.run import processes
 from minimon.run.cli import one_line_errors, parse, progress, shipped
-from minimon.run.load import named_task
+from minimon.run.load import check_adapter, named_task
 from minimon.run.lock import locked
 from minimon.run.memory import keep_memory
 from minimon.run.processes import from_first, is_first
@@ -72,6 +72,8 @@ def measure_splits(settings: Settings, device: str) -> None:
             f"--mixture: expected one, since {settings.adapter} has no settings.json that names it"
         )
     mixture = load_mixture(shipped(run.mixture)).restricted(run.splits, run.eval_rows)
+    if settings.adapter:
+        check_adapter(mixture, settings.adapter)
     leakage = near_duplicates(mixture, trained_conversations(run, mixture)) if settings.adapter else None
     if settings.shots:
         mixture = with_examples(mixture, settings.shots)

@@ -25,7 +25,7 @@ from minimon.run.base_scores import BaseScores
 from minimon.run.busy import LoadWatch
 from minimon.run.cli import StopSignals, one_line_errors, parse, peak_memory_gb, progress, shipped
 from minimon.run.directory import RunDirectory
-from minimon.run.load import load_base
+from minimon.run.load import check_adapter, load_base
 from minimon.run.memory import keep_memory, pass_tokens
 from minimon.run.processes import from_first, is_first
 from minimon.run.provenance import about_run, provenance
@@ -47,6 +47,8 @@ def main(settings: Settings) -> int:
         return 0
     mixture = load_mixture(shipped(settings.mixture))
     mixture = mixture.restricted(settings.splits, settings.eval_rows, settings.cap)
+    if settings.init_adapter:
+        check_adapter(mixture, settings.init_adapter)
     settings = with_steps(settings, mixture)
     with RunDirectory(asdict(settings)) as run:
         if run.status == "finished":

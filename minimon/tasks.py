@@ -517,17 +517,19 @@ def read_instruct(table: dict, path: Path) -> Instruct:
 # ---- what would void the verdict -------------------------------------------------------------------
 
 
-def check_mixture(mixture: Mixture) -> None:
-    """Raises ValueError for what would void the verdict or cannot be trained or measured."""
-    problems = list(weight_problems(mixture))
+def check_mixture(mixture: Mixture, before: Iterable[Task] = ()) -> None:
+    """Raises ValueError for what would void the verdict or cannot be trained or measured.
+
+    before: what an adapter that is measured on this mixture was trained on already."""
+    train, problems = [*mixture.train, *before], list(weight_problems(mixture))
     for task in mixture.train:
         problems += class_problems(task, "train", mixture.train_rows(task, 0))
-    trained = {row.text: row for task in mixture.train for row in task.rows if row.side == "train"}
+    trained = {row.text: row for task in train for row in task.rows if row.side == "train"}
     for split in mixture.splits:
         for task in mixture.split_tasks(split):
             rows = mixture.test_rows(task, split)
             problems += class_problems(task, "test", rows)
-            problems += [f"{split}: {problem}" for problem in split_rule_problems(split, task, mixture.train)]
+            problems += [f"{split}: {problem}" for problem in split_rule_problems(split, task, train)]
             leaks = [row for row in rows if row.text in trained]
             if leaks:
                 where = f"test row {leaks[0].where} of {task.name!r}"

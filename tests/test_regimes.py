@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from small_world import settings, talking
 from test_train import ROOT, report
 
+import eval as evaluation
 import train
 from minimon.checkpoint import load_model
 from minimon.lora import adapter_tensors, add_lora
@@ -167,6 +168,27 @@ def test_training_goes_on_from_an_adapter(world, tmp_path):
     )
     with pytest.raises(ValueError, match="--init-adapter: expected a directory with adapter_config.json"):
         train.main(talking(world, tmp_path / "x", init_adapter=str(tmp_path)))
+
+
+def test_what_an_adapter_was_trained_on_before_is_not_measured_as_new(world, tmp_path):
+    """By its run, and by the run which that went on from; a run whose mixture has gone says nothing."""
+    for name, file in (("new", "t.toml"), ("older", "more.toml")):
+        (world / f"only-{name}.toml").write_text(
+            f'[train]\ntasks = ["{file}#{name}"]\n[eval.trained]\ntasks = ["{file}#{name}"]\n'
+        )
+    first, second, refused = tmp_path / "first", tmp_path / "second", tmp_path / "refused"
+    assert train.main(talking(world, first, steps=1, mixture=str(world / "only-new.toml"))) == 0
+    then = {"steps": 1, "mixture": str(world / "only-older.toml"), "init_adapter": str(first)}
+    assert train.main(talking(world, second, **then)) == 0
+    message = "voids this measurement: .*new_domain: the prompt of 'new' was trained on"
+    for directory in (first, second):
+        with pytest.raises(ValueError, match=message):
+            train.main(talking(world, refused, init_adapter=str(directory)))
+        with pytest.raises(ValueError, match=message):
+            evaluation.main(evaluation.Settings(str(directory), mixture=str(world / "talking.toml")))
+    assert not refused.exists()
+    (world / "only-new.toml").unlink()
+    assert train.main(talking(world, refused, steps=1, splits="trained", init_adapter=str(second))) == 0
 
 
 def test_scores_of_the_base_are_shared_between_runs_and_not_between_bases(world, tmp_path, monkeypatch):

@@ -1,11 +1,15 @@
 """What a command line names: the base as a run's settings ask for it, a task."""
 
+from contextlib import suppress
+from pathlib import Path
+
 import torch
 
 from minimon.checkpoint import default_dtype, load_model
+from minimon.files import read_json
 from minimon.run.cli import shipped
 from minimon.run.processes import shard
-from minimon.tasks import Task, load_task
+from minimon.tasks import Mixture, Task, check_mixture, load_mixture, load_task
 
 
 def load_base(directory, *, dtype: str | None, device: str, sharded: bool = False):
@@ -21,3 +25,25 @@ def named_task(entry: str) -> Task:
     """The task of FILE, or of FILE#NAME."""
     file, _, name = entry.partition("#")
     return load_task(shipped(file), name or None)
+
+
+def check_adapter(mixture: Mixture, directory) -> None:
+    """Raises ValueError where an adapter was trained on what this mixture measures as new."""
+    try:
+        check_mixture(mixture, trained_before(directory))
+    except ValueError as error:
+        raise ValueError(f"the adapter in {directory} voids this measurement: {error}") from error
+
+
+def trained_before(directory) -> list[Task]:
+    """The training tasks of the run in `directory` and of those that it went on from, as far as their files are still there."""
+    found, seen = [], set()
+    while directory and directory not in seen:
+        seen.add(directory)
+        path = Path(directory, "settings.json")
+        saved = read_json(path) if path.is_file() else {}
+        with suppress(FileNotFoundError):
+            tasks = load_mixture(shipped(saved["mixture"]), check=False).train if saved.get("mixture") else []
+            found += [task for task in tasks if task.files()]
+        directory = saved.get("init_adapter")
+    return found
