@@ -16,7 +16,7 @@ from dataclasses import asdict
 import torch
 
 from minimon.batch import most_tokens, row_limit, task_label_ids
-from minimon.evaluate import evaluate, evaluation_rows
+from minimon.evaluate import compare, evaluation_rows, measure
 from minimon.files import resolve, sha256
 from minimon.lora import adapter_tensors, add_lora, load_adapter, save_adapter
 from minimon.report import build_report, closing_lines, near_duplicates, write_report
@@ -159,11 +159,14 @@ def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
     asked = [run.settings["dtype"], settings.device, run.settings["date"], settings.max_tokens]
     shared = BaseScores(settings.base_scores, mixture, [source["base"], asked])
     with progress(evaluation_rows(mixture), 0, "evaluate", "row") as bar:
-        together = {"each": processes.dealing(model), "on_rows": processes.count_rows(bar, model)}
-        scores = evaluate(model, tokenizer, mixture, base=from_first(shared.sides), **options, **together)
+        options |= {"each": processes.dealing(model), "on_rows": processes.count_rows(bar, model)}
+        measured = from_first(shared.sides)
+        base_sides = measure(model, tokenizer, mixture, adapter=False, measured=measured, **options)
+        if is_first():
+            shared.save(base_sides)
+        scores = compare(mixture, base_sides, measure(model, tokenizer, mixture, adapter=True, **options))
     if not is_first():
         return
-    shared.save(scores)
     seconds = {"train_seconds": trained - started, "evaluate_seconds": time.time() - trained}
     row_count = sum(map(len, rows.values()))
     report = build_report(

@@ -217,6 +217,24 @@ def test_scores_of_the_base_are_shared_between_runs_and_not_between_bases(world,
     assert train.main(talking(world, tmp_path / "d", model=str(folder), **shared)) == 0 and sides
 
 
+def test_a_run_stopped_while_the_adapter_is_measured_keeps_the_bases_scores(world, tmp_path, monkeypatch):
+    shared, whole = {"base_scores": str(tmp_path / "base.safetensors"), "steps": 1}, train.measure
+    measured = []
+
+    def stopped(*arguments, adapter, **options):
+        if adapter:
+            raise KeyboardInterrupt
+        measured.append(options["measured"])
+        return whole(*arguments, adapter=adapter, **options)
+
+    monkeypatch.setattr(train, "measure", stopped)
+    for resume in (False, True):
+        with pytest.raises(KeyboardInterrupt):
+            train.main(talking(world, tmp_path / "x", resume=resume, **shared))
+    first, second = ([side for split in of_run.values() for side in split] for of_run in measured)
+    assert not any(first) and all(second) and len(first) == len(second)
+
+
 def test_an_evaluation_task_of_the_same_name_with_other_labels_changes_nothing_in_training(world, tmp_path):
     text = (world / "talking.toml").read_text()
     assert (

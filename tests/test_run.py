@@ -23,7 +23,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import train
 from minimon.hf.families import config_from_dict
 from minimon.lora import add_lora
-from minimon.metrics import Scores
 from minimon.model import Decoder
 from minimon.run import busy as busy_machine
 from minimon.run import cli, directory, memory
@@ -499,10 +498,7 @@ def test_scores_of_the_base_are_kept_by_all_that_they_depend_on(world, tmp_path)
     new = BaseScores(path, mixture, about)
     assert new.sides() == {split: [None] for split in mixture.splits}
     n, z = 4, np.array([[30.5, -30.5], [20.25, -20.25], [0, 0], [-50, 50]], dtype=np.float32)
-    shares = {"base": {"label_mass": np.ones(n, dtype=np.float32)}, "adapter": {}}
-    texts = np.array([str(i) for i in range(n)], dtype=object)
-    of_task = Scores("new", "new", np.arange(n) % 2, texts, z, 2 * z, shares, {"empty": z / 2}, np.zeros(n))
-    new.save({"new_domain": {"": [of_task]}})
+    new.save({"new_domain": [{"log_odds": z, "label_mass": np.ones(n, dtype=np.float32), "empty": z / 2}]})
     again = BaseScores(path, mixture, about).sides()
     (side,) = again["new_domain"]
     assert set(side) == {"log_odds", "label_mass", "empty"} and np.array_equal(side["log_odds"], z)

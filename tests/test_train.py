@@ -306,7 +306,7 @@ def test_a_run_stopped_while_it_evaluates_goes_on_there(run, mixture, tmp_path, 
         time.sleep(1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "evaluate", stop)
+        patch.setattr(train, "measure", stop)
         with pytest.raises(KeyboardInterrupt):
             train.main(settings(mixture, tmp_path / "x"))
     assert not (tmp_path / "x/report.json").exists()

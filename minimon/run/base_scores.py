@@ -30,21 +30,19 @@ class BaseScores:
                 self.keys[split].append(hashlib.sha256(text.encode("utf-8")).hexdigest()[:32])
 
     def sides(self) -> dict[str, list[dict | None]]:
-        """Split -> the side of each task in order, None where it is not computed yet: `base` of
-        evaluate.evaluate."""
+        """Split -> the side of each task in order, None where it is not computed yet: `measured` of
+        evaluate.measure."""
         saved = read_sides(self.path) if self.path else {}
         return {split: [saved.get(key) for key in keys] for split, keys in self.keys.items()}
 
-    def save(self, scores: dict) -> None:
-        """What evaluate gave, {split: {group: [Scores]}}, beside what is in the file by now; by one rename."""
+    def save(self, measured: dict[str, list[dict]]) -> None:
+        """Split -> the side of each task, beside what is in the file by now; by one rename."""
         if not self.path:
             return
         saved = read_sides(self.path)
         before = len(saved)
-        for split, groups in scores.items():
-            of_tasks = [of_task for group in groups.values() for of_task in group]
-            for key, of_task in zip(self.keys[split], of_tasks):
-                saved[key] = {"log_odds": of_task.base, **of_task.shares["base"], **of_task.references}
+        for split, sides in measured.items():
+            saved |= zip(self.keys[split], sides)
         if len(saved) == before:
             return
         tensors = {}
