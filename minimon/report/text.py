@@ -8,7 +8,7 @@ from minimon.report.data import SIDES
 HEADER = ["split", "tasks", "pairs", "performance", "AUROC", "uplift", "95% interval", "TPR@1%", "TPR@5%"]
 LEGEND = [
     "performance, AUROC: base -> adapter; TPR: the adapter's, at an FPR of 1% and of 5%",
-    "uplift: of AUROC; its interval is the wider of one over transcripts and one over tasks",
+    "uplift: of AUROC; its interval is the wider of one over texts and one over tasks",
 ]
 TASK_COLUMNS = {
     "perf": "performance",

@@ -77,7 +77,7 @@ class TrainSettings:
     weight_decay: float = setting(0.0, "AdamW's, on the adapter")
     max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
     # run
-    quick: bool = setting(False, "a first look within a minute: few tasks and pairs of the shipped world")
+    quick: bool = setting(False, "a first look in a minute or two: few tasks and pairs of the shipped world")
     show: str | None = setting(None, "print one encoded row of this task, FILE or FILE#NAME, and exit")
     tensorboard: bool = setting(False, "also write the log as TensorBoard's event files")
     out: str | None = setting(None, "run directory; runs/<mixture>-seed<seed> if not given")
