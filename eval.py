@@ -36,7 +36,7 @@ from minimon.run.cli import one_line_errors, parse, progress, shipped
 from minimon.run.load import check_adapter, named_task
 from minimon.run.lock import locked
 from minimon.run.memory import keep_memory
-from minimon.run.processes import from_first, is_first
+from minimon.run.processes import from_first, rank
 from minimon.run.provenance import about_run, provenance
 from minimon.run.settings import EvalSettings as Settings
 from minimon.run.settings import check_evaluation
@@ -98,7 +98,7 @@ def measure_splits(settings: Settings, device: str) -> None:
         rows = 2 * len(attacks("", "")) * sum(len(rows) for _, rows in attacked)
         with progress(rows, 0, "attack", "row") as bar:
             effects = measure_attacks(model, tokenizer, attacked, on_rows=bar.update, **options)
-    if not is_first():
+    if rank() > 0:
         return
     source = provenance(sys.argv, resolve(shipped(run.model)), mixture)
     asked = {"date": run.date, "device": settings.device}
@@ -131,7 +131,7 @@ def score(settings: Settings, device: str) -> None:
         from_first(lambda: refuse_existing(Path(settings.out), **options))
     threshold = None if P is None else torch.logit(torch.tensor(P, dtype=torch.float64)).item()
     monitor = load_monitor(settings, task, device, threshold)
-    if is_first():
+    if rank() == 0:
         sys.stderr.write(threshold_line(monitor) + "\n")
     options |= {"with_text": settings.with_text}
     with progress(None, 0, "score", "row") as bar:

@@ -27,7 +27,7 @@ from minimon.run.cli import StopSignals, one_line_errors, parse, peak_memory_gb,
 from minimon.run.directory import RunDirectory
 from minimon.run.load import check_adapter, load_base
 from minimon.run.memory import keep_memory, pass_tokens
-from minimon.run.processes import from_first, is_first
+from minimon.run.processes import from_first, rank
 from minimon.run.provenance import about_run, provenance
 from minimon.run.settings import TrainSettings as Settings
 from minimon.run.settings import with_recipe, with_steps
@@ -153,7 +153,7 @@ def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
                 stop.leave()
 
     # report: base and adapter on the test rows of every split
-    if is_first():
+    if rank() == 0:
         save_adapter(model, run.path, base=settings.model)
     trained = time.time()
     asked = [run.settings["dtype"], settings.device, run.settings["date"], settings.max_tokens]
@@ -162,10 +162,10 @@ def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
         options |= {"each": processes.dealing(model), "on_rows": processes.count_rows(bar, model)}
         measured = from_first(shared.sides)
         base_sides = measure(model, tokenizer, mixture, adapter=False, measured=measured, **options)
-        if is_first():
+        if rank() == 0:
             shared.save(base_sides)
         scores = compare(mixture, base_sides, measure(model, tokenizer, mixture, adapter=True, **options))
-    if not is_first():
+    if rank() > 0:
         return
     seconds = {"train_seconds": trained - started, "evaluate_seconds": time.time() - trained}
     row_count = sum(map(len, rows.values()))

@@ -53,10 +53,6 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def is_first() -> bool:
-    return rank() == 0
-
-
 def size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
