@@ -194,6 +194,29 @@ def test_the_presets_differ_in_size_alone():
     assert set(real.parts) <= set(world.parts)
 
 
+def test_runs_on_many_tasks_go_on_from_a_first_one_on_few(world, tmp_path, children, monkeypatch):
+    few = str(world / "talking.toml")
+    flags = {"first": few, "first_train": "--steps 3", "train": "--lr 1e-3", "then_train": "--lr 1e-4"}
+    preset = replace(PRESETS["world"], seeds=1, side_seeds=1, shares=(0.5,), row_counts=(4,), **flags)
+    (tmp_path / "mixtures").mkdir()
+    cells = plan(preset, load_mixture(world / "talking.toml"), tmp_path)
+    assert [cell.name for cell in cells[:2]] == ["first-seed0", "none-seed0"]
+    assert str(cells[0].mixture.path) == few and "--steps 3" in cells[0].flags
+    by_name = {cell.name.removesuffix("-seed0"): cell for cell in cells}
+    for name in ("none", "joint", "joint0.5", "rows4"):
+        assert by_name[name].after == "first-seed0" and by_name[name].flags.split()[:4:3] == ["--lr", "1e-4"]
+    assert by_name["after"].after == "none-seed0"
+    for name in ("first", "only", "self", "self-at-once"):
+        assert by_name[name].after is None and "1e-4" not in by_name[name].flags
+    monkeypatch.setattr(children, "trains", False)
+    children.codes["first-seed0"] = 2  # then neither those after it nor those after these
+    running = study.Study(preset, tmp_path, cells, {})
+    running.run({})
+    assert running.failed == {"first-seed0"}
+    assert {"only-seed0", "self-seed0"} <= set(children.done)
+    assert not {"none-seed0", "joint-seed0", "after-seed0"} & set(children.done)
+
+
 def test_a_budget_leaves_out_the_last_cells(world):
     mixture = load_mixture(world / "talking.toml")
     cells = [

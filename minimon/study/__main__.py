@@ -94,7 +94,10 @@ def chosen(settings: Settings) -> Preset:
     for name, value in asdict(settings).items():
         if value is not None and hasattr(preset, name):
             given[name] = value
-    given["train"] = f"{preset.train} {settings.train or ''}".strip()
+    for name in ("train", "then_train"):
+        given[name] = f"{getattr(preset, name)} {settings.train or ''}".strip()
+    if settings.model or settings.mixture:
+        given["first"] = ""  # it belongs to the preset's own
     if settings.parts:
         given["parts"] = tuple(settings.parts.split(","))
     found = replace(preset, **given)
@@ -145,8 +148,10 @@ class Study:
     def run_cell(
         self, cell: Cell, first: Future | None, children: Children, env: dict[str, str]
     ) -> tuple[Cell, int]:
-        """The cell and its exit code. It waits for `first`, whose adapter it starts from, and is left out where that failed."""
-        if first and first.result()[1]:
+        """The cell and its exit code. It waits for `first`, whose adapter it starts from, and is left out without that."""
+        if first:
+            first.result()
+        if cell.after and not (self.directory(cell.after) / "report.json").exists():
             return cell, 0
         directory = self.directory(cell.name)
         directory.mkdir(parents=True, exist_ok=True)

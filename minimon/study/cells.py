@@ -9,7 +9,8 @@ from itertools import pairwise, zip_longest
 from pathlib import Path
 
 from minimon.files import write_text
-from minimon.tasks import Mixture, Task
+from minimon.run.cli import shipped
+from minimon.tasks import Mixture, Task, load_mixture
 
 REGIMES = {  # name -> flags of train.py
     "none": "",
@@ -33,6 +34,9 @@ class Preset:
     mixture: str = "data/mixtures/default.toml"
     out: str = "runs/study"
     train: str = ""  # more flags for every run of train.py
+    first: str = ""  # a mixture of few tasks; classification with gold labels goes on from an adapter that learned it
+    first_train: str = ""  # flags of the run on these few
+    then_train: str = ""  # and of those that go on from it
     side_train: str = "--steps 150"  # and for those on one domain
     parts: tuple[str, ...] = ("regimes", "dilution", "transfer", "scarce", "baselines")
     regimes: tuple[str, ...] = ("none", "joint", "after", "only", "self", "self-at-once")
@@ -40,7 +44,7 @@ class Preset:
     side_seeds: int = 2  # of everything else
     shares: tuple[float, ...] = (0.1, 0.5, 0.75)  # of instruction rows, beside those of the regimes
     task_counts: tuple[int | None, ...] = (8, 32, None)  # training tasks, the number of rows fixed
-    row_counts: tuple[tuple[int, int], ...] = ()  # training rows a task, and steps that see each once
+    row_counts: tuple[int, ...] = ()  # training rows a task, the number of steps fixed
     bases: tuple[str, ...] = ()  # other models
     labelled: tuple[int | None, ...] = (8, 32, 128, None)  # rows of a held-out domain
     label_cap: int | None = None  # rows a task that the base labels, and that baselines learn from
@@ -53,7 +57,10 @@ PRESETS = {
         model="data/smollm2",
         mixture="data/mixtures/real.toml",
         out="data/results/real",
-        train="--batch-size 32 --steps 400 --instruct-steps 60 --instruct-lr 2e-4",
+        train="--batch-size 32 --steps 400 --instruct-steps 30 --instruct-lr 5e-4",
+        first="data/mixtures/real-small.toml",
+        first_train="--splits trained --steps 120",
+        then_train="--steps 240 --lr 1e-3",
         side_train="--steps 40",
         parts=("regimes", "dilution", "scarce", "baselines"),
         regimes=tuple(REGIMES),
@@ -61,7 +68,7 @@ PRESETS = {
         side_seeds=1,
         shares=(),
         task_counts=(5, 10, 20, 40),
-        row_counts=((30, 75), (100, 250), (250, 625)),
+        row_counts=(30, 100, 250),
         bases=("data/base",),
         labelled=(8, 32, 128),
         label_cap=80,  # what the steps see: a thought costs a hundred times an answer
@@ -75,7 +82,7 @@ class Cell:
     """One run of train.py, in the directory cells/<name>."""
 
     name: str
-    kind: str  # regime | share | base | rows | tasks | transfer | scarce
+    kind: str  # first | regime | share | base | rows | tasks | transfer | scarce
     seed: int
     model: str
     mixture: Mixture
@@ -86,13 +93,14 @@ class Cell:
 
 
 def plan(preset: Preset, mixture: Mixture, out: Path) -> list[Cell]:
-    """All cells: classification alone of every seed, which all others are compared with; then the other regimes and at last
-    what surrounds them, seed by seed, so that a study cut short has whole seeds. Writes their mixtures into `out`."""
+    """All cells: classification alone of every seed, which all others are compared with, and what it goes on from; then the
+    other regimes and at last what surrounds them, seed by seed, so that a study cut short has whole seeds. Writes their
+    mixtures into `out`."""
     planner, cells = Planner(preset, mixture, out), []
     if "regimes" in preset.parts:
         for seed in range(preset.seeds):
             cells += planner.regimes(seed)
-        cells.sort(key=lambda cell: cell.label != "none")
+        cells.sort(key=lambda cell: cell.kind != "first" and cell.label != "none")
     for seed in range(preset.side_seeds):
         if "transfer" in preset.parts:
             cells += planner.transfer(seed)
@@ -122,19 +130,29 @@ class Planner:
         return mixture
 
     def regimes(self, seed: int) -> Iterator[Cell]:
-        instruct = self.mixture.instruct
+        preset, instruct = self.preset, self.mixture.instruct
+        if preset.first:
+            few = load_mixture(shipped(preset.first))
+            yield self.cell("first", "first", seed, preset.first_train, mixture=few)
         shares = {"none": 0.0, "joint": instruct and instruct.fraction, "joint0.75": 0.75}
-        for name in self.preset.regimes:
-            flags = REGIMES[name]
+        for name in preset.regimes:
+            flags, about = REGIMES[name], {"label": name, "x": shares.get(name)}
             if "--labels" in flags:
-                flags += capped(self.preset.label_cap)
-            about = {"label": name, "x": shares.get(name)}
+                flags += capped(preset.label_cap)
             if name == "after":
-                given = DEFAULTS | dict(pairwise(self.preset.train.split()))
+                given = DEFAULTS | dict(pairwise(preset.train.split()))
                 flags += f" --steps {given['--instruct-steps']} --lr {given['--instruct-lr']}"
                 about["after"] = f"none-seed{seed}"
-            if instruct or "--instruct" not in flags:
-                yield self.cell("regime", name, seed, flags, **about)
+            if not instruct and "--instruct" in flags:
+                continue
+            make = self.from_first if name in shares else self.cell
+            yield make("regime", name, seed, flags, **about)
+
+    def from_first(self, kind: str, name: str, seed: int, flags: str = "", **about) -> Cell:
+        """A cell that goes on from the adapter of a few tasks, where the preset has such a run."""
+        if self.preset.first and "regimes" in self.preset.parts and seed < self.preset.seeds:
+            flags, about = f"{self.preset.then_train} {flags}", {**about, "after": f"first-seed{seed}"}
+        return self.cell(kind, name, seed, flags, **about)
 
     def dilution(self, seed: int) -> Iterator[Cell]:
         """Shares of instruction rows, other bases, training rows a task, and training tasks: on the core splits alone."""
@@ -142,11 +160,11 @@ class Planner:
         core = f"--splits {','.join(split for split in CORE if split in self.mixture.splits)}"
         for share in preset.shares if self.mixture.instruct else ():
             flags = f"{core} --instruct joint --instruct-fraction {share}"
-            yield self.cell("share", f"joint{share:g}", seed, flags, x=share)
+            yield self.from_first("share", f"joint{share:g}", seed, flags, x=share)
         for model in preset.bases:
             yield self.cell("base", f"base-{Path(model).name}", seed, core, model=model)
-        for count, steps in preset.row_counts:
-            yield self.cell("rows", f"rows{count}", seed, f"{core} --cap {count} --steps {steps}", x=count)
+        for count in preset.row_counts:
+            yield self.from_first("rows", f"rows{count}", seed, f"{core} --cap {count}", x=count)
         counts = [min(count or len(train), len(train)) for count in preset.task_counts]
         for count in dict.fromkeys(counts):
             tasks = random.Random(f"tasks-{seed}-{count}").sample(train, count)
