@@ -16,16 +16,16 @@ from dataclasses import asdict
 import torch
 
 from minimon.batch import most_tokens, row_limit, task_label_ids
-from minimon.evaluate import compare, evaluation_rows, measure
+from minimon.evaluate import compare, evaluation_rows
 from minimon.files import resolve, sha256
 from minimon.lora import adapter_tensors, add_lora, load_adapter, save_adapter
 from minimon.report import build_report, closing_lines, near_duplicates, write_report
 from minimon.run import processes
-from minimon.run.base_scores import BaseScores
 from minimon.run.busy import LoadWatch
 from minimon.run.cli import StopSignals, one_line_errors, parse, peak_memory_gb, progress, shipped
 from minimon.run.directory import RunDirectory
 from minimon.run.load import check_adapter, load_base
+from minimon.run.measured import MeasuredSides
 from minimon.run.memory import keep_memory, pass_tokens
 from minimon.run.processes import from_first, rank
 from minimon.run.provenance import about_run, provenance
@@ -152,19 +152,18 @@ def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
             if sums["stopping"]:
                 stop.leave()
 
-    # report: base and adapter on the test rows of every split
+    # report: base and adapter on the test rows of every split, which are kept split by split
     if rank() == 0:
         save_adapter(model, run.path, base=settings.model)
+    adapter_hash = from_first(lambda: sha256(run.path / "adapter_model.safetensors"))
     trained = time.time()
     asked = [run.settings["dtype"], settings.device, run.settings["date"], settings.max_tokens]
-    shared = BaseScores(settings.base_scores, mixture, [source["base"], asked])
+    base_sides = MeasuredSides(settings.base_scores or run.measured, mixture, [source["base"], asked])
+    adapter_sides = MeasuredSides(run.measured, mixture, [source["base"], asked, adapter_hash])
     with progress(evaluation_rows(mixture), 0, "evaluate", "row") as bar:
         options |= {"each": processes.dealing(model), "on_rows": processes.count_rows(bar, model)}
-        measured = from_first(shared.sides)
-        base_sides = measure(model, tokenizer, mixture, adapter=False, measured=measured, **options)
-        if rank() == 0:
-            shared.save(base_sides)
-        scores = compare(mixture, base_sides, measure(model, tokenizer, mixture, adapter=True, **options))
+        of_base = base_sides.measure(model, tokenizer, adapter=False, **options)
+        scores = compare(mixture, of_base, adapter_sides.measure(model, tokenizer, adapter=True, **options))
     if rank() > 0:
         return
     seconds = {"train_seconds": trained - started, "evaluate_seconds": time.time() - trained}
@@ -172,7 +171,7 @@ def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
     report = build_report(
         scores,
         model=settings.model,
-        adapter=sha256(run.path / "adapter_model.safetensors"),
+        adapter=adapter_hash,
         seed=settings.seed,
         epsilon=settings.epsilon,
         run=about_run(source, run.settings, run.path, peak_memory_gb=peak_memory_gb(device), **seconds),

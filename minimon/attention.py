@@ -37,13 +37,11 @@ class Span:
 
     texts: int
     tokens: int  # T of each
-    continues: str | None = (
-        None  # None: they begin by themselves; "prefix": the last prefix in the row; "cache": the cached prefix
-    )
+    # None: they begin by themselves; "prefix": the last prefix in the row; "cache": the cached prefix
+    continues: str | None = None
     is_prefix: bool = False  # what stands here is continued by the spans after it and is no text of its own
-    full_length: int | None = (
-        None  # of a text with its prefix and what will be written after it, for rotations that depend on it
-    )
+    # of a text with its prefix and what will be written after it, for rotations that depend on it
+    full_length: int | None = None
 
 
 class Layout:
@@ -215,8 +213,7 @@ def folded_attention(q, k, v, visible, scale) -> Tensor:
     groups = q.shape[1] // k.shape[1]
     folded = q.unflatten(1, (k.shape[1], groups)).flatten(2, 3)  # (B, K, groups T, D)
     if visible is not None:
-        visible = (
-            visible.unsqueeze(-3).expand(*visible.shape[:-2], groups, *visible.shape[-2:]).flatten(-3, -2)
-        )
+        T, S = visible.shape[-2:]
+        visible = visible.unsqueeze(-3).expand(*visible.shape[:-2], groups, T, S).flatten(-3, -2)
     y = F.scaled_dot_product_attention(folded, k, v, attn_mask=visible, scale=scale)
     return y.unflatten(2, (groups, -1)).flatten(1, 2)

@@ -58,7 +58,6 @@ def encode_row(
     """The prompt as system turn, the text as user turn, up to the answer; or the prompt after the text, in one turn.
 
     room: tokens to be written after the row. Raises ValueError naming the task."""
-
     prompt = task.prompt + (tokenizer.think_request if thinking else "")
 
     def encode(text: str) -> list[int]:
@@ -89,9 +88,8 @@ def fit(tokenizer: Tokenizer, text: str, encode, limit: Limit = NO_LIMIT, room: 
     ids, most = encode(text), most_tokens(limit, room)
     if most is None or len(ids) <= most:
         return EncodedRow(ids, 0)
-    spans = tokenizer.encoder.encode(
-        text, add_special_tokens=False
-    ).offsets  # first and last character of each token
+    # first and last character of each token
+    spans = tokenizer.encoder.encode(text, add_special_tokens=False).offsets
     kept = most - (len(ids) - len(spans))
     while True:
         kept -= 1

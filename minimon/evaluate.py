@@ -67,9 +67,8 @@ class Reading(NamedTuple):
     label_mass: Tensor  # (n,) the labels' share of the probability over the whole vocabulary
     label_first: Tensor  # (n,) bool: the likeliest token of the vocabulary is a label
     left_out: Tensor  # (n,) tokens of the row's text that were cut to fit
-    well_formed: Tensor | None = (
-        None  # (n,) bool, of thoughts: complete, and a label is the likeliest token after it
-    )
+    # (n,) bool, of thoughts: complete, and a label is the likeliest token after it
+    well_formed: Tensor | None = None
     hidden: Tensor | None = None  # (n, C) after the final norm, where asked for
 
     @property
@@ -103,11 +102,12 @@ def measure(
     *,
     adapter: bool,
     measured: dict[str, list[Side | None]] | None = None,
+    on_split: Callable | None = None,
     **options,
 ) -> dict[str, list[Side]]:
     """{split: [Side]} with the adapter on or off, one for each of the split's questions in order; those `measured` are kept.
 
-    options: of `Reader`."""
+    on_split(split, sides): a split is done. options: of `Reader`."""
     reader = Reader(model, tokenizer, **options)
     enable_lora(model, adapter)
     sides = {}
@@ -124,6 +124,8 @@ def measure(
             new = reader.at_once(asked)
         for i, side in zip(missing, new):
             sides[split][i] = side
+        if on_split:
+            on_split(split, sides[split])
     return sides
 
 
@@ -403,9 +405,8 @@ def read_answers(hidden: Tensor, model: Decoder, label_ids: list[int]) -> tuple[
     labels = torch.tensor(label_ids, device=weight.device)
     hidden = hidden.float() * scale
     z = hidden @ weight[labels].float().T  # (B, N)
-    total = torch.full(
-        (len(hidden),), float("-inf"), device=weight.device
-    )  # (B,) running logsumexp over the vocabulary
+    # (B,) running logsumexp over the vocabulary
+    total = torch.full((len(hidden),), float("-inf"), device=weight.device)
     highest, likeliest = total.clone(), torch.zeros_like(total, dtype=torch.long)
     for begin in range(0, len(weight), VOCABULARY_CHUNK):
         logits = hidden @ weight[begin : begin + VOCABULARY_CHUNK].float().T  # (B, chunk)

@@ -40,9 +40,8 @@ class OneTokenLoss(torch.autograd.Function):
         h = hidden.detach().float() * scale  # (B, C)
         maximum = h.new_full((len(h),), float("-inf"))  # (B,) running maximum of z
         total = torch.zeros_like(maximum)  # (B,) sum of exp(z - maximum)
-        weighted = (
-            torch.zeros_like(h) if ctx.needs_input_grad[0] else None
-        )  # (B, C) sum of exp(z - maximum) W
+        # (B, C) sum of exp(z - maximum) W
+        weighted = torch.zeros_like(h) if ctx.needs_input_grad[0] else None
         for rows in weight.split(CHUNK):
             rows = rows.float()  # (chunk, C)
             z = h @ rows.T  # (B, chunk)

@@ -62,9 +62,8 @@ class Decoder(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
-        self.gradient_checkpointing = (
-            False  # recompute each block in the backward pass instead of keeping its activations
-        )
+        # recompute each block in the backward pass instead of keeping its activations
+        self.gradient_checkpointing = False
         self.compiled = False  # training passes run Block.before and Block.after as torch.compile made them
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -166,9 +165,8 @@ class Block(nn.Module):
         last = layout.last if last_only else None
         cos, sin = layout.rotations[self.self_attn.kind]
         q, k, v = before(self, x, cos, sin, last)
-        y = layout.attend(
-            q, k, v, past, self.self_attn.window, self.self_attn.scale, last_only
-        )  # (N or B, H D)
+        window, scale = self.self_attn.window, self.self_attn.scale
+        y = layout.attend(q, k, v, past, window, scale, last_only)  # (N or B, H D)
         return after(self, x if last is None else x[last], y), k, v
 
     def before(self, x, cos, sin, last):
@@ -195,12 +193,8 @@ def compiled_halves():
 class Attention(nn.Module):
     def __init__(self, config, index):
         super().__init__()
-        C, H, K, D = (
-            config.hidden_size,
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-        )
+        C, D = config.hidden_size, config.head_dim
+        H, K = config.num_attention_heads, config.num_key_value_heads
         self.kind = config.layer_types[index]
         self.window = config.sliding_window if self.kind == SLIDING else None
         self.rotates = config.rope_layers[index]
@@ -249,9 +243,10 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(F_, C, bias=bias)
 
     def forward(self, x):
-        gate, up = (
-            self.gate_up_proj(x).chunk(2, dim=-1) if self.fused else (self.gate_proj(x), self.up_proj(x))
-        )
+        if self.fused:
+            gate, up = self.gate_up_proj(x).chunk(2, dim=-1)  # (N, F) each
+        else:
+            gate, up = self.gate_proj(x), self.up_proj(x)
         if self.activation == "silu":
             return self.down_proj(GatedSiLU.apply(gate, up))
         return self.down_proj(F.gelu(gate, approximate="tanh") * up)

@@ -103,9 +103,8 @@ def lr_factor(step: int, steps: int, warmup: int, decay: str) -> float:
 class StepResult(NamedTuple):
     """Of the groups that one process took; losses and counts of several processes add up to those of the step."""
 
-    losses: dict[
-        str, float
-    ]  # loss, instruct_loss: this part of the mean over the step's classification rows, conversations
+    # loss, instruct_loss: this part of the mean over the step's classification rows, conversations
+    losses: dict[str, float]
     tokens: int  # that went through the model
     rows_cut: int  # rows whose text was cut to fit
     batch_tokens: int  # of a pass, as asked or as it fitted
@@ -190,10 +189,9 @@ def add_gradients(
             sums["instruct_loss"] = sums["instruct_loss"] + weighted.detach()
             tokens += count
             taken += 1
+    nothing = torch.zeros(1, 1, dtype=torch.long, device=model.lm_head.weight.device)
     while taken < passes:  # a pass that all processes must take part in and that adds nothing
-        (
-            model(torch.zeros(1, 1, dtype=torch.long, device=model.lm_head.weight.device)).sum() * 0.0
-        ).backward()
+        (model(nothing).sum() * 0.0).backward()
         taken += 1
 
     losses = {}
@@ -253,9 +251,8 @@ def answer_loss(model, groups: list[Answers], loss: str) -> tuple[Pass, torch.Te
     for group in groups:
         rows = torch.tensor([place[first + i] for i in range(len(group.texts))], device=device)
         targets = torch.tensor(group.labels, device=device)
-        total = total + label_token_loss(hidden[rows], weight, group.label_ids, targets, scale=scale) * len(
-            targets
-        )
+        mean = label_token_loss(hidden[rows], weight, group.label_ids, targets, scale=scale)
+        total = total + mean * len(targets)
         first += len(group.texts)
     return batch, total
 
@@ -289,18 +286,16 @@ def conversation_loss(model, texts: list[EncodedConversation]) -> tuple[int, tor
     device = model.lm_head.weight.device
     tokens, spans, before, targets = [], [], [], []
     for text in texts:
-        before += range(
-            len(tokens) + text.begin - 1, len(tokens) + text.end - 1
-        )  # places before each token that is said
+        place = len(tokens) - 1  # before the text, and so before each token that is said
+        before += range(place + text.begin, place + text.end)
         targets += text.ids[text.begin : text.end]
         tokens += text.ids[:-1]
         spans.append(Span(1, len(text.ids) - 1))
     hidden = model.hidden(torch.tensor(tokens, device=device), spans)  # (N, C)
     targets = torch.tensor(targets, device=device)  # (n,)
     scale = 1 / model.config.logits_scaling
-    loss = response_loss(
-        hidden[torch.tensor(before, device=device)], model.lm_head.weight, targets, scale=scale
-    )
+    answering = hidden[torch.tensor(before, device=device)]  # (n, C)
+    loss = response_loss(answering, model.lm_head.weight, targets, scale=scale)
     return len(tokens), loss * len(targets)
 
 

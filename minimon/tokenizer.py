@@ -227,9 +227,7 @@ class Tokenizer:
         text, written = self.strings.rename(rendered)
         try:
             ids = self.encoder.encode(self.strings.release(text), add_special_tokens=False).ids
-        except (
-            Exception
-        ) as error:  # none narrower is raised: by a Unigram model without an unknown token, say
+        except Exception as error:  # none narrower: by a Unigram model without an unknown token, say
             raise ValueError(
                 f"{self.path}: expected a tokenizer that can encode any text, got an error: {one_line(error)}"
             ) from error

@@ -126,9 +126,8 @@ def test_all_sides_of_real_rows_agree(work, world, tmp_path):
     result = benchmark["summary"](tmp_path, work, "float32", 1, sides, inputs)
     assert result["agree"] and result["ratio_memory"] > 0, benchmark["table"](result)
     for side in list(result["sides"].values())[1:]:
-        assert (
-            side["difference"] < 1e-4 and side["needed_over_computed"] < 1
-        )  # prompts stand before every row
+        # prompts stand before every row
+        assert side["difference"] < 1e-4 and side["needed_over_computed"] < 1
 
 
 def test_products_are_counted_with_their_shapes_and_only_those_of_the_base(load):
@@ -144,9 +143,8 @@ def test_products_are_counted_with_their_shapes_and_only_those_of_the_base(load)
     model(torch.ones(2, 9, dtype=torch.long)).sum().backward()
     counter.stop()
     need = common.Need(common.config_of(o), 0, 9, 2, o.r)
-    at_all_positions = need.base + 16 * (
-        2 * 64 * 64 + 3 * 64 * 128
-    )  # `Need` counts the last block at two of 18
+    # `Need` counts the last block at two of 18
+    at_all_positions = need.base + 16 * (2 * 64 * 64 + 3 * 64 * 128)
     _, flops = counter.measure(o)
     assert counter.tokens == 18 and flops == 2 * (2 * at_all_positions - need.first)
 

@@ -23,9 +23,9 @@ from minimon.formats import records as records
 from minimon.formats.inspect_log import read_log
 from minimon.lora import adapter_tensors, add_lora, load_adapter, save_adapter
 from minimon.report import build_report, read_scores
-from minimon.run.base_scores import read_sides
 from minimon.run.cli import one_line
 from minimon.run.directory import RunDirectory
+from minimon.run.measured import read_sides
 from minimon.serve.inputs import read_items
 from minimon.serve.monitor import Monitor, run_settings
 from minimon.serve.stream import check_about, score_chunk

@@ -264,9 +264,8 @@ def test_the_end_of_a_loop_that_was_stopped_names_the_signal():
 def test_a_disk_that_is_full_ends_in_one_line_and_the_last_state_stays(world, tmp_path):
     """Files may not grow beyond half of what a state needs: the limit stands for the disk."""
     out = tmp_path / "x"
-    pid = forked(
-        settings(world, out), killed_in(os.replace, files.os, "replace", 6, True)
-    )  # with a state or two
+    # with a state or two
+    pid = forked(settings(world, out), killed_in(os.replace, files.os, "replace", 6, True))
     assert wait(pid) == -signal.SIGKILL
     step, before = saved_step(out), (out / "state.safetensors").read_bytes()
     assert step > 0

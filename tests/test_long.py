@@ -94,9 +94,8 @@ def test_cut_rows_are_counted_in_the_log_the_report_and_the_scores(mixture, tmp_
     )
     assert "rows were too long and lost their middle" in capsys.readouterr().out
     assert "rows were too long and lost their middle" in (tmp_path / "x/report.md").read_text()
-    assert (
-        evaluation.main(evaluation.Settings(adapter=str(tmp_path / "x"), out=str(tmp_path / "again"))) == 0
-    )  # the run's own limit
+    again = evaluation.Settings(adapter=str(tmp_path / "x"), out=str(tmp_path / "again"))
+    assert evaluation.main(again) == 0  # the run's own limit
     assert report(tmp_path / "again") == measured(tmp_path / "x")
     (tmp_path / "t.jsonl").write_text(
         json.dumps({"text": LONG}) + "\n" + json.dumps({"text": "Dims the lamp"}) + "\n"

@@ -46,9 +46,8 @@ def test_label_loss_equals_cross_entropy_over_the_label_tokens(dtype):
     (expected,) = torch.autograd.grad(twin, hidden)
     assert abs(fused.item() - twin.item()) < 1e-5 * max(twin.item(), 1)
     assert (grad.double() - expected).abs().max() <= 1e-2 * expected.abs().max()
-    assert (
-        label_token_loss(hidden, weight, [17, 4, 90], targets).item() == fused.item()
-    )  # a plain list will do
+    # a plain list will do
+    assert label_token_loss(hidden, weight, [17, 4, 90], targets).item() == fused.item()
 
 
 def test_the_loss_carries_the_factor_of_families_that_scale_their_logits():

@@ -120,9 +120,8 @@ def test_scores_that_p_ties_in_fp32_are_still_ranked():
         "t", "d", labels, np.array([f"row {i}" for i in range(400)]), *[np.stack([z, -z], axis=1)] * 2
     )
     found, p = measures(scores, "base"), sigmoid(z).astype(np.float32)
-    assert found["auroc"] == pytest.approx(
-        0.835, abs=0.03
-    )  # Phi(11 / (8 sqrt 2)), within the error of 400 rows
+    # Phi(11 / (8 sqrt 2)), within the error of 400 rows
+    assert found["auroc"] == pytest.approx(0.835, abs=0.03)
     assert auroc(p, labels == 0) < found["auroc"] - 0.1  # what is left of it in P
     assert found["tpr_at_1pct_fpr"] > tpr_at_fpr(p, labels == 0) and len(np.unique(ranks(z))) > 390
     low, high = intervals([scores])["auroc"]["adapter"].transcripts

@@ -23,12 +23,8 @@ def test_the_shipped_base_and_another_have_recipes_of_their_own_and_what_is_give
         8,
     )
     other = with_recipe(train.Settings(model=str(world / "base")))
-    assert (other.lr, other.r, other.batch_size, other.group_size) == (
-        3e-3,
-        16,
-        32,
-        4,
-    )  # as narrow as it is: the highest rate
+    # as narrow as it is: the highest rate
+    assert (other.lr, other.r, other.batch_size, other.group_size) == (3e-3, 16, 32, 4)
     assert with_recipe(train.Settings(model=str(world / "base"), lr=1e-4, r=2)).lr == 1e-4
     assert with_recipe(train.Settings(lr=1e-4)).lr == 1e-4
 

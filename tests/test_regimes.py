@@ -13,8 +13,9 @@ from test_train import ROOT, report
 import eval as evaluation
 import train
 from minimon.checkpoint import load_model
+from minimon.evaluate import Reader
 from minimon.lora import adapter_tensors, add_lora
-from minimon.run.base_scores import BaseScores
+from minimon.run.measured import MeasuredSides
 from minimon.steps import conversation_loss, encode_conversations
 from minimon.tasks import Conversation, load_conversations, load_mixture
 from minimon.tokenizer import load_tokenizer
@@ -194,21 +195,19 @@ def test_what_an_adapter_was_trained_on_before_is_not_measured_as_new(world, tmp
 def test_scores_of_the_base_are_shared_between_runs_and_not_between_bases(world, tmp_path, monkeypatch):
     shared = dict(base_scores=str(tmp_path / "base.safetensors"), steps=1)
     assert train.main(talking(world, tmp_path / "a", **shared)) == 0
-    sides, whole = [], BaseScores.sides
+    sides, whole = [], MeasuredSides.sides
 
-    def counted(*arguments):
-        found = whole(*arguments)
-        sides.extend(side for split in found.values() for side in split if side is None)
+    def counted(self):
+        found = whole(self)
+        if self.path.name == "base.safetensors":
+            sides.extend(side for split in found.values() for side in split if side is None)
         return found
 
-    monkeypatch.setattr(BaseScores, "sides", counted)
+    monkeypatch.setattr(MeasuredSides, "sides", counted)
     assert train.main(talking(world, tmp_path / "b", **shared)) == 0 and not sides
     assert report(tmp_path / "b") == report(tmp_path / "a")
-    assert (
-        train.main(talking(world, tmp_path / "c", steps=1)) == 0
-        and not sides
-        and report(tmp_path / "c") == report(tmp_path / "a")
-    )
+    assert train.main(talking(world, tmp_path / "c", steps=1)) == 0
+    assert report(tmp_path / "c") == report(tmp_path / "a")
     folder = tmp_path / "other"
     folder.mkdir()
     for path in (ROOT / "data/base").iterdir():
@@ -217,22 +216,36 @@ def test_scores_of_the_base_are_shared_between_runs_and_not_between_bases(world,
     assert train.main(talking(world, tmp_path / "d", model=str(folder), **shared)) == 0 and sides
 
 
-def test_a_run_stopped_while_the_adapter_is_measured_keeps_the_bases_scores(world, tmp_path, monkeypatch):
-    shared, whole = {"base_scores": str(tmp_path / "base.safetensors"), "steps": 1}, train.measure
-    measured = []
+@pytest.mark.parametrize("done", [1, 6])  # of four splits, twice
+def test_an_evaluation_that_was_stopped_goes_on_after_the_last_split(world, tmp_path, monkeypatch, done):
+    assert train.main(talking(world, tmp_path / "whole", steps=1)) == 0
+    splits = list(report(tmp_path / "whole")["splits"])
+    save, saved = MeasuredSides.save, []
 
-    def stopped(*arguments, adapter, **options):
-        if adapter:
+    def stopping(self, split, sides):
+        save(self, split, sides)
+        saved.append(split)
+        if len(saved) == done:
             raise KeyboardInterrupt
-        measured.append(options["measured"])
-        return whole(*arguments, adapter=adapter, **options)
 
-    monkeypatch.setattr(train, "measure", stopped)
-    for resume in (False, True):
-        with pytest.raises(KeyboardInterrupt):
-            train.main(talking(world, tmp_path / "x", resume=resume, **shared))
-    first, second = ([side for split in of_run.values() for side in split] for of_run in measured)
-    assert not any(first) and all(second) and len(first) == len(second)
+    monkeypatch.setattr(MeasuredSides, "save", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train.main(talking(world, tmp_path / "x", steps=1))
+    assert (tmp_path / "x/measured.safetensors").exists() and len(splits) == 4
+    asked, questions = [], Reader.at_once
+
+    def counted(self, new):
+        asked.append(len(new))
+        return questions(self, new)
+
+    monkeypatch.setattr(MeasuredSides, "save", save)
+    monkeypatch.setattr(Reader, "at_once", counted)
+    assert train.main(talking(world, tmp_path / "x", steps=1, resume=True)) == 0
+    at_once = [split for split in 2 * splits if split != "thinking"]
+    already = [split for split in (2 * splits)[:done] if split != "thinking"]
+    assert asked.count(0) == len(already) and len(asked) == len(at_once)
+    assert not (tmp_path / "x/measured.safetensors").exists()
+    assert report(tmp_path / "x") == report(tmp_path / "whole")
 
 
 def test_an_evaluation_task_of_the_same_name_with_other_labels_changes_nothing_in_training(world, tmp_path):

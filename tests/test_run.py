@@ -26,11 +26,11 @@ from minimon.lora import add_lora
 from minimon.model import Decoder
 from minimon.run import busy as busy_machine
 from minimon.run import cli, directory, memory
-from minimon.run.base_scores import BaseScores
 from minimon.run.children import Children, last_line
 from minimon.run.cli import check_device, check_output, peak_memory_gb
 from minimon.run.directory import RunDirectory, from_anywhere, load_moments
 from minimon.run.lock import locked
+from minimon.run.measured import MeasuredSides
 
 PROVENANCE = {"base": {}, "data": {}}
 
@@ -495,16 +495,16 @@ def test_a_child_that_fails_is_quoted_and_after_the_end_none_starts(tmp_path):
 def test_scores_of_the_base_are_kept_by_all_that_they_depend_on(world, tmp_path):
     mixture, path = train.load_mixture(world / "m.toml"), tmp_path / "base.safetensors"
     about = [{"config.json": "sha256:1"}, ["float32", "cpu"]]
-    new = BaseScores(path, mixture, about)
+    new = MeasuredSides(path, mixture, about)
     assert new.sides() == {split: [None] for split in mixture.splits}
     n, z = 4, np.array([[30.5, -30.5], [20.25, -20.25], [0, 0], [-50, 50]], dtype=np.float32)
-    new.save({"new_domain": [{"log_odds": z, "label_mass": np.ones(n, dtype=np.float32), "empty": z / 2}]})
-    again = BaseScores(path, mixture, about).sides()
+    new.save("new_domain", [{"log_odds": z, "label_mass": np.ones(n, dtype=np.float32), "empty": z / 2}])
+    again = MeasuredSides(path, mixture, about).sides()
     (side,) = again["new_domain"]
     assert set(side) == {"log_odds", "label_mass", "empty"} and np.array_equal(side["log_odds"], z)
     assert again["thinking"] == [None]
     for base, precision in (("sha256:2", "float32"), ("sha256:1", "bfloat16")):
-        other = BaseScores(path, mixture, [{"config.json": base}, [precision, "cpu"]])
+        other = MeasuredSides(path, mixture, [{"config.json": base}, [precision, "cpu"]])
         assert other.sides()["new_domain"] == [None]
 
 

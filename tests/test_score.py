@@ -659,9 +659,8 @@ def test_an_adapter_is_what_vllm_accepts(run):
         and not config.get("use_dora")
         and config.get("bias", "none") == "none"
     )
-    assert not config.get("rank_pattern") and not config.get(
-        "alpha_pattern"
-    )  # it would pass over them in silence
+    # it would pass over them in silence
+    assert not config.get("rank_pattern") and not config.get("alpha_pattern")
     names = list(load_file(run / "adapter_model.safetensors"))
     assert names and all(
         name.startswith("base_model.model.model.layers.")

@@ -373,9 +373,8 @@ def arena_log(run, folder, monkeypatch):
     from minimon.serve.control_arena import minimon_monitor_builder
     from minimon.serve.inspect_scorer import minimon_scorer
 
-    monkeypatch.setattr(
-        "inspect_ai.model._model.count_text_tokens", len
-    )  # Inspect fetches a vocabulary to count with
+    # Inspect fetches a vocabulary to count with
+    monkeypatch.setattr("inspect_ai.model._model.count_text_tokens", len)
 
     @tool
     def post():

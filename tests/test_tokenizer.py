@@ -227,14 +227,10 @@ def test_benign_ids_equal_those_of_transformers(checkpoint, name):
         st.booleans(),
     )
     def check(style, texts, thinking):
-        tokenizer, messages = (
-            checkpoint(name, style),
-            talk(*texts, system=None if style in NO_SYSTEM else "Answer Yes or No."),
-        )
-        ask, thinking = (
-            len(texts) % 2 == 1,
-            thinking or style == "deepseek",
-        )  # whose thought stands open there
+        tokenizer = checkpoint(name, style)
+        messages = talk(*texts, system=None if style in NO_SYSTEM else "Answer Yes or No.")
+        ask = len(texts) % 2 == 1
+        thinking = thinking or style == "deepseek"  # whose thought stands open there
         expected = peer.apply_chat_template(
             messages,
             chat_template=TEMPLATES[style],
@@ -434,9 +430,8 @@ SAME = {**{name: str for name in BYTE_LEVEL}, "nfkc": lambda text: unicodedata.n
     "name", [name for name in BUILDERS if name != "unigram"]
 )  # a unigram without bytes loses characters
 def test_a_hostile_text_is_still_there_when_decoded(checkpoint, name):
-    same = SAME.get(
-        name, lambda text: "".join(text.replace("\u2581", " ").split())
-    )  # white space is the tokenizer's own affair
+    # white space is the tokenizer's own affair
+    same = SAME.get(name, lambda text: "".join(text.replace("\u2581", " ").split()))
 
     @settings(quick, max_examples=40)
     @given(pieces_of(CONTROL), pieces_of(CONTROL))
@@ -614,9 +609,8 @@ def test_a_model_without_an_end_of_thinking_answers_after_the_word_answer(checkp
     text = RENDERED["chatml"](ASK, True) + "I see.\nAnswer:"
     for word, token in zip(("Yes", "No"), tokenizer.label_ids(["Yes", "No"], thinking=True)):
         assert tokenizer.decode([token]).strip() == word
-        assert (
-            usual_ids(name, f"{text} {word}")[-1] == token or name == "control_merged"
-        )  # which merges across it
+        # which merges across it
+        assert usual_ids(name, f"{text} {word}")[-1] == token or name == "control_merged"
 
 
 def test_a_label_that_is_not_one_token_after_the_word_answer_is_refused(checkpoint):

@@ -27,11 +27,13 @@ from minimon.run.provenance import NAME as PROVENANCE
 from minimon.run.provenance import check_same
 
 SETTINGS, LOG, STATE, REPORT = "settings.json", "log.jsonl", "state.safetensors", "report.json"
+MEASURED = "measured.safetensors"  # what the evaluation has done so far
 FILES = (
     SETTINGS,
     LOG,
     "labels.jsonl",
     STATE,
+    MEASURED,
     "adapter_config.json",
     "adapter_model.safetensors",
     "scores.jsonl",
@@ -64,6 +66,7 @@ class RunDirectory:
     run.path
     run.status     "new", "started" (goes on from its last save) or "finished"
     run.lines      of log.jsonl
+    run.measured   file for what the evaluation has measured
     run.settings   what settings.json holds or will hold: paths that hold from anywhere; with --resume the date
                    and dtype that were recorded
 
@@ -72,6 +75,7 @@ class RunDirectory:
 
     def __init__(self, settings: dict):
         self.path = Path(settings["out"])
+        self.measured = self.path / MEASURED
         self.settings = {name: from_anywhere(name, value) for name, value in settings.items()}
         self.status = "new"
         self.lines: list[dict] = []
@@ -182,7 +186,8 @@ class RunDirectory:
 
     def finish(self) -> None:
         """With its report the run is finished; its state is of no more use. Of the first process alone."""
-        (self.path / STATE).unlink(missing_ok=True)
+        for path in (self.path / STATE, self.measured):
+            path.unlink(missing_ok=True)
 
 
 def from_anywhere(name: str, value):

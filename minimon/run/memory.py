@@ -15,9 +15,8 @@ def pass_tokens(model, given: int | None = None) -> int:
     device, config = model.lm_head.weight.device.type, model.config
     if given or device != "cpu":
         return given or PASS_TOKENS[device]
-    a_layer = (
-        6 * config.hidden_size + 3 * config.intermediate_size
-    )  # floats of a token: inputs of norms and products
+    # floats of a token: inputs of norms and products
+    a_layer = 6 * config.hidden_size + 3 * config.intermediate_size
     fitting = KEPT // (4 * config.num_hidden_layers * a_layer)
     return min(max(fitting, FEWEST_TOKENS), PASS_TOKENS[device])
 

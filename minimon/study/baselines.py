@@ -96,9 +96,8 @@ class Methods:
     def threshold(self) -> Tensor:
         """The log-odds above which the base's answers on training rows count as positive and are right most often."""
         z, order = torch.cat([self.zero_shot(old) for old in self.training]).sort()
-        gained = torch.where(positives(self.training)[order], -1, 1).cumsum(
-            dim=0
-        )  # as one row more falls below
+        steps = torch.where(positives(self.training)[order], -1, 1)  # as one row more falls below
+        gained = steps.cumsum(dim=0)
         best = int(torch.cat([torch.zeros(1), gained]).argmax())
         edges = torch.cat([z[:1] - 1, z, z[-1:] + 1])
         return (edges[best] + edges[best + 1]) / 2

@@ -1,5 +1,5 @@
-"""Scores of the base that another run has already computed: the same for every adapter on the same base and
-rows."""
+"""What an evaluation has measured so far, in a file: an interrupted one goes on after it, and runs on the same rows share the
+base's part."""
 
 import hashlib
 import json
@@ -8,20 +8,26 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from minimon.evaluate import measure
 from minimon.files import open_tensors, tensor, write_tensors
+from minimon.run.processes import from_first, rank
 
 
-class BaseScores:
-    """A file of the base's sides of a mixture's tasks, by a hash of all that they depend on: weights,
-    tokenizer, dtype, device, date, prompt, texts, options.
+class MeasuredSides:
+    """A file of sides of a mixture's tasks, by a hash of all that they depend on: weights, tokenizer, dtype,
+    device, date, prompt, texts, options.
 
     A side is a dict of arrays over a task's n rows: "log_odds" (n, N), and what else was read there,
     "label_mass" (n,), "well_formed" (n,), log-odds of a reference (n, N) ..."""
 
     def __init__(self, path, mixture, about):
-        """path: None to keep nothing. about: whatever scores depend on beside the mixture, as JSON."""
-        self.path, self.keys = path, {}  # split -> the key of each of its tasks, in order
-        for split in mixture.splits if path else ():
+        """about: whatever scores depend on beside the mixture, as JSON."""
+        self.path, self.mixture, self.keys = (
+            Path(path),
+            mixture,
+            {},
+        )  # split -> the key of each of its tasks, in order
+        for split in mixture.splits:
             self.keys[split] = []
             for task in mixture.split_tasks(split):
                 asked = [split, task.prompt, task.prompt_position, list(task.labels)]
@@ -29,20 +35,23 @@ class BaseScores:
                 text = json.dumps([[torch.__version__, *about], asked], default=str)
                 self.keys[split].append(hashlib.sha256(text.encode("utf-8")).hexdigest()[:32])
 
+    def measure(self, model, tokenizer, **options) -> dict[str, list[dict]]:
+        """Split -> the side of each task: evaluate.measure, each split saved as it is done, and none measured again."""
+        measured = from_first(self.sides)
+        return measure(model, tokenizer, self.mixture, measured=measured, on_split=self.save, **options)
+
     def sides(self) -> dict[str, list[dict | None]]:
-        """Split -> the side of each task in order, None where it is not computed yet: `measured` of
-        evaluate.measure."""
-        saved = read_sides(self.path) if self.path else {}
+        """Split -> the side of each task in order, None where it is not measured yet."""
+        saved = read_sides(self.path)
         return {split: [saved.get(key) for key in keys] for split, keys in self.keys.items()}
 
-    def save(self, measured: dict[str, list[dict]]) -> None:
-        """Split -> the side of each task, beside what is in the file by now; by one rename."""
-        if not self.path:
+    def save(self, split: str, sides: list[dict]) -> None:
+        """The sides of a split beside what is in the file by now; by one rename, of the first process alone."""
+        if rank() > 0:
             return
         saved = read_sides(self.path)
         before = len(saved)
-        for split, sides in measured.items():
-            saved |= zip(self.keys[split], sides)
+        saved |= zip(self.keys[split], sides)
         if len(saved) == before:
             return
         tensors = {}
