@@ -1,5 +1,6 @@
 """The study: effects and intervals on scores of known size, the plan of cells, and a small one end to end."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -313,7 +314,11 @@ def test_a_study_that_was_stopped_goes_on_and_reports(world, tmp_path, children,
     assert "# Results of the study" in (tmp_path / "results.md").read_text()
     assert "hours for 6 cells" in (tmp_path / "plan.md").read_text()
     assert "6 of 6 cells" in capsys.readouterr().out
+    for path in tmp_path.glob("cells/*/scores.jsonl"):  # as a repository holds them
+        path.with_suffix(".jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
     assert study.main(of(world, tmp_path, results=True)) == 0
+    assert json.loads((tmp_path / "results.json").read_text()) == found
 
 
 def test_a_cell_that_fails_says_so_at_once_and_the_others_go_on(

@@ -177,7 +177,7 @@ class Study:
         """results.json, results.md and the figures of the cells that are there."""
         for cell in self.cells:
             if cell.name not in self.runs and self.is_finished(cell):
-                scores = read_scores(self.directory(cell.name) / "scores.jsonl")
+                scores = read_scores(scores_file(self.directory(cell.name)))
                 scores[OLD] = as_trained(scores, self.trained)
                 report = read_json(self.directory(cell.name) / "report.json")
                 self.runs[cell.name] = Run(cell, by_place(scores), report)
@@ -188,6 +188,12 @@ class Study:
         write_json(self.out / "results.json", about | numbers)
         write_text(self.out / "results.md", text(numbers))
         write_figures(numbers, self.out)
+
+
+def scores_file(directory: Path) -> Path:
+    """scores.jsonl, or the .gz that a repository holds in its place."""
+    path = directory / "scores.jsonl"
+    return path if path.exists() else path.with_suffix(".jsonl.gz")
 
 
 if __name__ == "__main__":
