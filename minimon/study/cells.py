@@ -17,7 +17,7 @@ REGIMES = {  # name -> flags of train.py
     "joint": "--instruct joint",
     "joint0.75": "--instruct joint --instruct-fraction 0.75",
     "after": "--instruct only",  # from the adapter of "none", which is the same as --instruct after
-    "only": "--instruct only",
+    "only": "--instruct only",  # as many steps, from the base
     "self": "--labels self",
     "self-at-once": "--labels self-at-once",
 }
@@ -57,7 +57,7 @@ PRESETS = {
         model="data/smollm2",
         mixture="data/mixtures/real.toml",
         out="data/results/real",
-        train="--batch-size 32 --steps 400 --instruct-steps 30 --instruct-lr 5e-4",
+        train="--batch-size 32 --steps 400 --eval-rows 40 --instruct-steps 30 --instruct-lr 5e-4",
         first="data/mixtures/real-small.toml",
         first_train="--splits trained --steps 120",
         then_train="--steps 240 --lr 1e-3",
@@ -139,9 +139,10 @@ class Planner:
             flags, about = REGIMES[name], {"label": name, "x": shares.get(name)}
             if "--labels" in flags:
                 flags += capped(preset.label_cap)
-            if name == "after":
+            if name in ("after", "only"):
                 given = DEFAULTS | dict(pairwise(preset.train.split()))
                 flags += f" --steps {given['--instruct-steps']} --lr {given['--instruct-lr']}"
+            if name == "after":
                 about["after"] = f"none-seed{seed}"
             if not instruct and "--instruct" in flags:
                 continue
