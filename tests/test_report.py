@@ -62,7 +62,7 @@ def built(scores, **more):
 
 @pytest.fixture(scope="module")
 def report():
-    return built(some_scores(), not_measured={"thinking": "the tokenizer closes no thought"})
+    return built(some_scores())
 
 
 # ---- report.json
@@ -190,7 +190,7 @@ def test_probabilities_in_place_of_log_odds_are_refused_with_what_to_do(tmp_path
 # ---- the table and what to make of it
 
 
-def test_the_table_shows_the_tpr_the_groups_and_what_was_not_measured(report):
+def test_the_table_shows_the_tpr_and_the_groups(report):
     lines = table(report).splitlines()
     width = len(lines[1])
     assert width <= 110 and set(lines[1]) == {"-"}
@@ -205,9 +205,6 @@ def test_the_table_shows_the_tpr_the_groups_and_what_was_not_measured(report):
     ):
         assert f"{value:.3f}" in lines[3]
     assert "[{:+.3f}, {:+.3f}]".format(*mean["uplift"]["headline_ci95"]) in lines[3]
-    assert lines[7].startswith("thinking") and lines[7].endswith(
-        "not measured: the tokenizer closes no thought"
-    )
     assert any(line.startswith("chance: performance trained 0.500") for line in lines)
 
 
@@ -328,8 +325,8 @@ def hostile_scores():
 
 def test_no_text_can_act_as_markup_in_the_page():
     scores = hostile_scores()
-    html = page(built(scores, not_measured={"<u>": "<s>"}), scores)
-    for tag in ("<script", "<img", "<b>", "<i ", "<u>", "<s>", "<!--"):
+    html = page(built(scores), scores)
+    for tag in ("<script", "<img", "<b>", "<i ", "<!--"):
         assert tag not in html
     assert html.count("<style>") == 1 and html.count("<h1>") == 1
     for character in "\u202e\u202c\u200b\ufeff\0\x1b\ud800":

@@ -38,7 +38,7 @@ def build_report(
     """Everything but "run" is a function of the scores and the settings.
 
     more: tables that only some runs have: `labels` on self labels, `leakage` on near duplicates, `attacks`,
-    `training` (see text.reading), `not_measured` {split: reason}."""
+    `training` (see text.reading)."""
     report = {"model": model, "adapter": adapter, "seed": seed, "epsilon": epsilon, "splits": {}}
     for split, groups in scores.items():
         report["splits"][split] = split_part(groups)

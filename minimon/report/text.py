@@ -93,8 +93,6 @@ def table(report: dict) -> str:
         padded = [cell.rjust(width) for cell, width in zip(rest, others)]
         lines.append("  ".join([name.ljust(first), *padded]))
     lines.insert(1, "-" * len(lines[0]))
-    for split, reason in report.get("not_measured", {}).items():
-        lines.append(f"{split.ljust(first)}  not measured: {reason}")
     return "\n".join([*lines, *notes(report)])
 
 
@@ -290,8 +288,6 @@ class Section(NamedTuple):
 def sections(report: dict) -> list[Section]:
     """What report.md and report.html both say. The title of the first is that of the page."""
     splits = [HEADER, *([part.name, *cells(part, report)] for part in parts(report))]
-    for split, reason in report.get("not_measured", {}).items():
-        splits.append([split, f"not measured: {reason}"] + [""] * (len(HEADER) - 2))
     title = f"{report['model']}, seed {report['seed']}"
     if directory := report["run"].get("directory"):
         title = f"{directory}: {title}"
