@@ -98,7 +98,7 @@ def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
     with StopSignals() as stop, progress(len(steps), done, "train", "step") as bar:
         for groups, lr in steps[done:]:
             if done == schedule[0].steps:
-                optimizer.state.clear()  # the second phase is what a run from the first one's adapter would be
+                optimizer.state.clear()  # the second phase is as a run of its own from the first one's adapter
             if settings.stop_early and no_longer_falls(run.lines):
                 early = f"stopped early, after {done} of {len(steps)} steps"
                 bar.write(f"{early}: the validation loss no longer falls", sys.stderr)

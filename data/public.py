@@ -1,6 +1,6 @@
 """Fetches public data sets, each file from its pinned address, and writes their rows for data/tasks/public.
 
-    python data/public.py                                  # the sets of data/mixtures/real.toml, 45 MB
+    python data/public.py                                  # the sets of real.toml and real-small.toml, 45 MB
     python data/public.py --mixture data/mixtures/real-small.toml
     python data/public.py question spam --unlicensed       # sets by name; --list names them all
     python data/public.py --from https://mirror.example    # the same paths elsewhere, or below a folder
@@ -35,6 +35,7 @@ from minimon.run.cli import ROOT, one_line_errors, shipped  # noqa: E402
 from minimon.tasks import load_conversations, load_mixture  # noqa: E402
 
 REGISTRY = ROOT / "data/public.toml"
+MIXTURES = ["data/mixtures/real.toml", "data/mixtures/real-small.toml"]
 FOLDER = ROOT / "data/public"
 BLOCK = 2**16  # bytes
 TIMEOUT = 30  # seconds without an answer
@@ -60,14 +61,15 @@ def main(argv: list[str] | None = None) -> int:
         if not failed:
             write_rows(name, table, Path(settings.folder))
     refuse(failures, f"{len(failures)} files failed; run it again to go on: ")
-    print(f"{len(chosen)} sets; train with: python train.py --mixture data/mixtures/real-small.toml")
+    mixture = settings.mixture or MIXTURES[-1]
+    print(f"{len(chosen)} sets; train with: python train.py --model data/smollm2 --mixture {mixture}")
     return 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("sets", nargs="*", help="names of sets; those of the mixture if none is given")
-    parser.add_argument("--mixture", default="data/mixtures/real.toml", help="a mixture whose sets to fetch")
+    parser.add_argument("sets", nargs="*", help="names of sets; those of a mixture if none is given")
+    parser.add_argument("--mixture", help="a mixture whose sets to fetch; if not given, real and real-small")
     parser.add_argument(
         "--from", dest="from_", help="a mirror's address or a folder, holding <owner>/<name>/<commit>/<path>"
     )
@@ -84,7 +86,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def choose(sets: dict, settings: argparse.Namespace) -> dict:
-    names = settings.sets or sets_of(settings.mixture, sets)
+    names = settings.sets
+    if not names:
+        mixtures = [settings.mixture] if settings.mixture else MIXTURES
+        read = {name for mixture in mixtures for name in sets_of(mixture, sets)}
+        names = [name for name in sets if name in read]
     unknown = sorted(set(names) - set(sets))
     if unknown:
         raise ValueError(f"expected sets of {settings.registry}, got {', '.join(unknown)}; --list names them")

@@ -1,6 +1,6 @@
 """minimon: how to train an LLM monitor that works on domains it never saw.
 
-Start with tasks.py and read in the order of the README.
+Start with train.py and read on in the order of the README.
 
 from minimon import Monitor                    # a trained monitor in a program, see serve/monitor.py
 """

@@ -22,7 +22,7 @@ WINDOW = 8  # groups whose rows are sorted by length together
 
 
 class Limit(NamedTuple):
-    """Of a row's tokens. None: no limit."""
+    """How many tokens a row may have. None: no limit."""
 
     tokens: int | None = None  # of the row itself
     positions: int | None = None  # of the row and what is written after it: what the base can tell apart
@@ -37,7 +37,7 @@ class EncodedRow(NamedTuple):
 
 
 def row_limit(config, max_tokens: int | None) -> Limit:
-    """What rows may be long for a base of this ModelConfig. Raises ValueError for more than it has positions for."""
+    """How long a row may be for a base of this ModelConfig. Raises ValueError for more than it has positions for."""
     positions = min(rope.longest_text for rope in config.rope.values())
     if max_tokens is not None and not 16 <= max_tokens <= positions:
         raise ValueError(

@@ -19,7 +19,7 @@ class Answer(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """A batch."""
+    """A batch, an item for `each`."""
 
     ids: list[list[int]]
 
@@ -39,7 +39,7 @@ def generate(
     """Prompts (ids) -> answers, in order; greedy at temperature 0, otherwise sampled with `generator`.
 
     batch_tokens: of prompts and answers whose keys and values are kept at a time. each(work, items): work(item) of every item, in
-    order; what is sampled is drawn without it, so alike by all processes. on_rows(n): n more rows are done."""
+    order; not used where answers are sampled, which all processes do alike. on_rows(n): n more rows are done."""
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: expected a positive number, got {max_new_tokens}")
 

@@ -1,8 +1,8 @@
-"""One-token losses. The logits of a batch are never formed: one pass over the head gives loss and gradient.
+"""One-token losses. The logits are never all there at once: one pass over the head, a chunk at a time, gives loss and gradient.
 
 B rows, C hidden_size, V vocabulary, N labels. With z_i = W h_i (times `scale`, where logits are scaled):
 
-    L = (1/B) sum_i (log sum_v exp z_iv - z_iy)          dL/dh_i = (1/B) (softmax(z_i) W - W[y_i])
+    L = (1/B) sum_i (log sum_v exp z_iv - z_iy)          dL/dh_i = (scale/B) (softmax(z_i) W - W[y_i])
 
 the cross-entropy over the whole vocabulary or over the label rows of W alone. W is frozen.
 """
@@ -24,11 +24,6 @@ def label_token_loss(hidden: Tensor, weight: Tensor, label_ids, targets: Tensor,
     """The same over the label tokens alone: label_ids (N,) token ids, targets (B,) indices into them."""
     label_ids = torch.as_tensor(label_ids, device=weight.device)
     return OneTokenLoss.apply(hidden, weight[label_ids], targets, scale)
-
-
-def response_loss(hidden: Tensor, weight: Tensor, targets: Tensor, *, scale: float = 1.0) -> Tensor:
-    """hidden (n, C) at the positions before the responses' tokens, targets (n,) these -> mean loss ()."""
-    return vocab_token_loss(hidden, weight, targets, scale=scale)
 
 
 class OneTokenLoss(torch.autograd.Function):

@@ -104,10 +104,10 @@ def auroc(scores, positives):
     """P(a positive scores above a negative), ties half (Hanley and McNeil, 1982). None with one class."""
     if positives.all() or not positives.any():
         return None
-    return float(compare(scores, positives).mean())
+    return float(pairwise_wins(scores, positives).mean())
 
 
-def compare(scores, positives):
+def pairwise_wins(scores, positives):
     """(positives, negatives): 1 where the positive scores higher, 1/2 at a tie."""
     p, n = scores[positives][:, None], scores[~positives][None]
     return (p > n) + 0.5 * (p == n)
@@ -310,7 +310,7 @@ def drawn_auroc(task, which, weights):
     """(D,) AUROC, (D,) one; zero and zero where the draw lost a class, which leaves the task out of it."""
     positive = weights[:, task.positives]
     negative = weights[:, ~task.positives]
-    above = compare(task.score(which), task.positives).astype(np.float32)
+    above = pairwise_wins(task.score(which), task.positives).astype(np.float32)
     wins = ((positive @ above) * negative).sum(axis=1, dtype=float)
     pairs = positive.sum(axis=1, dtype=float) * negative.sum(axis=1, dtype=float)
     return divide(wins, pairs, 0.0), (pairs > 0).astype(float)
@@ -339,13 +339,13 @@ def draw_tasks(totals, units, seed) -> np.ndarray:
 
 def ratio(totals):
     """(2, T, D) -> (D,)"""
-    above, below = totals.sum(axis=1)
-    return divide(above, below, np.nan)
+    numerator, denominator = totals.sum(axis=1)
+    return divide(numerator, denominator, np.nan)
 
 
-def divide(above, below, otherwise):
-    empty = np.full(len(below), otherwise)
-    return np.divide(above, below, out=empty, where=below > 0)
+def divide(numerator, denominator, otherwise):
+    empty = np.full(len(denominator), otherwise)
+    return np.divide(numerator, denominator, out=empty, where=denominator > 0)
 
 
 def percentiles(values):

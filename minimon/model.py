@@ -29,7 +29,7 @@ class ModelConfig:
     num_hidden_layers: int
     num_attention_heads: int
     num_key_value_heads: int
-    head_dim: int  # apart from hidden_size / num_attention_heads
+    head_dim: int  # may differ from hidden_size / num_attention_heads
     rms_norm_eps: float
     hidden_act: str  # silu | gelu_pytorch_tanh
     max_position_embeddings: int

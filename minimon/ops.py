@@ -15,7 +15,7 @@ from torch.autograd.function import Function, once_differentiable
 class LoRAProduct(Function):
     """x (n, in) -> W x + b + scaling B A x (n, out), W (out, in) frozen, A (R, in) and B (out, R) in fp32 whatever W's dtype.
 
-    dA = scaling B' dy x',  dB = scaling dy (A x)',  dx = W' dy + scaling A' B' dy."""
+    dA = scaling B' dy x',  dB = scaling dy (A x)',  dx = W' dy + scaling A' B' dy, where ' is the transpose."""
 
     @staticmethod
     def forward(
@@ -62,7 +62,7 @@ class Normalize(Function):
 
 
 class Rotate(Function):
-    """x (n, d), cos and sin broadcastable to it, each of two equal halves -> x cos + (-x2, x1) sin; its transpose turns back."""
+    """x (n, d), cos and sin broadcastable to it, each of two equal halves -> x cos + (-x2, x1) sin; backward it turns by the opposite angle."""
 
     @staticmethod
     def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from minimon.batch import (
     token_batches,
     training_order,
 )
-from minimon.loss import label_token_loss, response_loss, vocab_token_loss
+from minimon.loss import label_token_loss, vocab_token_loss
 from minimon.tasks import Conversation, Mixture, Row, load_conversations, schedule_of
 from minimon.tokenizer import Tokenizer
 
@@ -111,7 +111,7 @@ class StepResult(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Answers:
+class EncodedGroup:
     """Classification rows of one task, encoded."""
 
     texts: list[list[int]]
@@ -125,7 +125,7 @@ class Answers:
         shared = common_prefix(self.texts) if len(self.texts) > 1 else 0
         return sum(map(len, self.texts)) - shared * (len(self.texts) - 1)
 
-    def parts(self, batch_tokens: int) -> list["Answers"]:
+    def parts(self, batch_tokens: int) -> list["EncodedGroup"]:
         """Of at most `batch_tokens`, or of one row."""
         if self.tokens <= batch_tokens or len(self.texts) == 1:
             return [self]
@@ -184,7 +184,9 @@ def add_gradients(
         said = sum(text.end - text.begin for text in texts)
         for indices in token_batches([len(text.ids) for text in texts], batch_tokens):
             count, loss_sum = conversation_loss(model, [texts[i] for i in indices])
-            weighted = loss_sum / said * len(texts)  # a group's mean over its tokens counts for its rows
+            weighted = (
+                loss_sum / said * len(texts)
+            )  # mean over the group's answer tokens, weighted by its rows
             (weighted / batch_size).backward()
             sums["instruct_loss"] = sums["instruct_loss"] + weighted.detach()
             tokens += count
@@ -218,9 +220,9 @@ def count_passes(
 # ---- classification rows -----------------------------------------------------------------------------------------
 
 
-def encode_group(tokenizer, group: Group, label_ids: dict[str, list[int]], limit: Limit) -> Answers:
+def encode_group(tokenizer, group: Group, label_ids: dict[str, list[int]], limit: Limit) -> EncodedGroup:
     encoded = [encode_row(tokenizer, group.task, row.text, limit=limit) for row in group.rows]
-    return Answers(
+    return EncodedGroup(
         texts=[row.ids for row in encoded],
         label_ids=label_ids[group.task.name],
         labels=[row.label for row in group.rows],
@@ -228,7 +230,7 @@ def encode_group(tokenizer, group: Group, label_ids: dict[str, list[int]], limit
     )
 
 
-def answer_passes(groups: list[Answers], batch_tokens: int) -> list[list[Answers]]:
+def answer_passes(groups: list[EncodedGroup], batch_tokens: int) -> list[list[EncodedGroup]]:
     """Groups in passes of about equal tokens, at most `batch_tokens`. A group is cut only where it alone has more, since its
     parts repeat the prefix."""
     parts = [part for group in groups for part in group.parts(batch_tokens)]
@@ -236,7 +238,7 @@ def answer_passes(groups: list[Answers], batch_tokens: int) -> list[list[Answers
     return [[parts[i] for i in sorted(batch)] for batch in batches]
 
 
-def answer_loss(model, groups: list[Answers], loss: str) -> tuple[Pass, torch.Tensor]:
+def answer_loss(model, groups: list[EncodedGroup], loss: str) -> tuple[Pass, torch.Tensor]:
     """-> (the pass that was taken, the sum () of the rows' losses)."""
     device, weight = model.lm_head.weight.device, model.lm_head.weight
     scale = 1 / model.config.logits_scaling
@@ -295,7 +297,7 @@ def conversation_loss(model, texts: list[EncodedConversation]) -> tuple[int, tor
     targets = torch.tensor(targets, device=device)  # (n,)
     scale = 1 / model.config.logits_scaling
     answering = hidden[torch.tensor(before, device=device)]  # (n, C)
-    loss = response_loss(answering, model.lm_head.weight, targets, scale=scale)
+    loss = vocab_token_loss(answering, model.lm_head.weight, targets, scale=scale)
     return len(tokens), loss * len(targets)
 
 

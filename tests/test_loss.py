@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from minimon import loss as module
-from minimon.loss import label_token_loss, response_loss, vocab_token_loss
+from minimon.loss import label_token_loss, vocab_token_loss
 
 B, C, V = 6, 24, 101
 
@@ -55,11 +55,6 @@ def test_the_loss_carries_the_factor_of_families_that_scale_their_logits():
     fused, twin = vocab_token_loss(hidden, weight, targets, scale=0.25), plain(hidden, weight, targets, 0.25)
     (grad,), (expected,) = torch.autograd.grad(fused, hidden), torch.autograd.grad(twin, hidden)
     assert torch.allclose(grad, expected, atol=1e-6) and abs(fused.item() - twin.item()) < 1e-5
-
-
-def test_the_response_loss_is_the_mean_over_its_tokens():
-    hidden, weight, targets = tensors(torch.float32)
-    assert abs(response_loss(hidden, weight, targets).item() - plain(hidden, weight, targets).item()) < 1e-5
 
 
 def test_large_logits_neither_overflow_nor_lose_the_gradient(monkeypatch):
