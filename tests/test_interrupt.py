@@ -9,11 +9,13 @@ import random
 import resource
 import signal
 import sys
+import threading
 import time
 from dataclasses import replace
 
 import pytest
 from small_world import settings
+from tqdm import tqdm
 
 import train
 from minimon import files
@@ -44,6 +46,9 @@ def forked(chosen, before=None, told=os.devnull) -> int:
             sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
             drawn = [name for name in sys.modules if name.startswith("matplotlib")]
             sys.modules.update(dict.fromkeys(["matplotlib", *drawn]))  # a figure is drawn in other tests
+            tqdm.set_lock(
+                threading.RLock()
+            )  # its own is shared by all forks, and one killed while holding it never lets go
             if before:
                 before()
             with one_line_errors("the same command with --resume"):
