@@ -309,7 +309,7 @@ cap = 64                                # rows a task, classes balanced
 rows = "../instruct.jsonl"
 
 [eval]
-rows = 60                               # rows a task, classes balanced
+rows = 30                               # rows a task, classes balanced: intervals are as wide as tasks differ
 
 [eval.trained]                          # new rows of trained tasks
 {listed("trained")}
@@ -318,16 +318,16 @@ rows = 60                               # rows a task, classes balanced
 {listed("new_domain")}
 
 [eval.new_prompt]                       # trained domains, unseen prompts
-rows = 30                               # five groups of twelve tasks: 360 pairs each
+rows = 20                               # five groups of twelve tasks: 240 pairs each
 {listed("new_prompt")}
 
 [eval.thinking]                         # unseen domains, unseen prompts; the model writes its reasoning first
-rows = 20
+rows = 16
 max_new_tokens = 128
 {listed("thinking")}
 
 [eval.summary]                          # unseen domains; the base reads the model's summary alone
-rows = 20
+rows = 16
 max_new_tokens = 96
 prompt = "{SUMMARY}"
 {listed("summary")}

@@ -46,9 +46,8 @@ def forked(chosen, before=None, told=os.devnull) -> int:
             sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
             drawn = [name for name in sys.modules if name.startswith("matplotlib")]
             sys.modules.update(dict.fromkeys(["matplotlib", *drawn]))  # a figure is drawn in other tests
-            tqdm.set_lock(
-                threading.RLock()
-            )  # its own is shared by all forks, and one killed while holding it never lets go
+            # tqdm's own lock is shared by all forks, and one that is killed while holding it never lets go
+            tqdm.set_lock(threading.RLock())
             if before:
                 before()
             with one_line_errors("the same command with --resume"):
