@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import eval as evaluation
+import minimon.run.measured
 import minimon.steps
 import train
 from minimon.batch import NO_LIMIT, encode_row, pack, training_order
@@ -306,7 +307,7 @@ def test_a_run_stopped_while_it_evaluates_goes_on_there(run, mixture, tmp_path, 
         time.sleep(1)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "measure", stop)
+        patch.setattr(minimon.run.measured, "measure", stop)
         with pytest.raises(KeyboardInterrupt):
             train.main(settings(mixture, tmp_path / "x"))
     assert not (tmp_path / "x/report.json").exists()
