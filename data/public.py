@@ -86,11 +86,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def choose(sets: dict, settings: argparse.Namespace) -> dict:
-    names = settings.sets
-    if not names:
-        mixtures = [settings.mixture] if settings.mixture else MIXTURES
-        read = {name for mixture in mixtures for name in sets_of(mixture, sets)}
-        names = [name for name in sets if name in read]
+    mixtures = [settings.mixture] if settings.mixture else MIXTURES
+    names = settings.sets or dict.fromkeys(name for mixture in mixtures for name in sets_of(mixture, sets))
     unknown = sorted(set(names) - set(sets))
     if unknown:
         raise ValueError(f"expected sets of {settings.registry}, got {', '.join(unknown)}; --list names them")

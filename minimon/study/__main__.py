@@ -126,12 +126,12 @@ class Study:
     def directory(self, name: str) -> Path:
         return self.out / "cells" / name
 
-    def is_finished(self, cell: Cell) -> bool:
-        return (self.directory(cell.name) / "report.json").exists()
+    def is_finished(self, name: str) -> bool:
+        return (self.directory(name) / "report.json").exists()
 
     def run(self, env: dict[str, str]) -> None:
         """Every cell that is not finished, in order. A failure is printed at once."""
-        waiting = [cell for cell in self.cells if not self.is_finished(cell)]
+        waiting = [cell for cell in self.cells if not self.is_finished(cell.name)]
         done, futures = len(self.cells) - len(waiting), {}
         with (
             ThreadPoolExecutor(self.preset.jobs) as pool,
@@ -151,7 +151,7 @@ class Study:
         """The cell and its exit code. It waits for `first`, whose adapter it starts from, and is left out without that."""
         if first:
             first.result()
-        if cell.after and not (self.directory(cell.after) / "report.json").exists():
+        if cell.after and not self.is_finished(cell.after):
             return cell, 0
         directory = self.directory(cell.name)
         directory.mkdir(parents=True, exist_ok=True)
@@ -176,7 +176,7 @@ class Study:
     def write(self) -> None:
         """results.json, results.md and the figures of the cells that are there."""
         for cell in self.cells:
-            if cell.name not in self.runs and self.is_finished(cell):
+            if cell.name not in self.runs and self.is_finished(cell.name):
                 scores = read_scores(scores_file(self.directory(cell.name)))
                 scores[OLD] = as_trained(scores, self.trained)
                 report = read_json(self.directory(cell.name) / "report.json")

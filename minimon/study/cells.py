@@ -5,6 +5,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import pairwise, zip_longest
 from pathlib import Path
 
@@ -117,6 +118,15 @@ class Planner:
     mixture: Mixture
     out: Path
 
+    @cached_property
+    def few(self) -> Mixture:
+        """What the first run of each seed is trained on."""
+        return load_mixture(shipped(self.preset.first))
+
+    def has_regimes(self, seed: int) -> bool:
+        """Whether there are adapters of this seed to start from."""
+        return "regimes" in self.preset.parts and seed < self.preset.seeds
+
     def cell(self, kind: str, name: str, seed: int, flags: str = "", **about) -> Cell:
         """On the study's model and mixture unless `about` has others."""
         about = {"model": self.preset.model, "mixture": self.mixture, **about}
@@ -132,8 +142,7 @@ class Planner:
     def regimes(self, seed: int) -> Iterator[Cell]:
         preset, instruct = self.preset, self.mixture.instruct
         if preset.first:
-            few = load_mixture(shipped(preset.first))
-            yield self.cell("first", "first", seed, preset.first_train, mixture=few)
+            yield self.cell("first", "first", seed, preset.first_train, mixture=self.few)
         shares = {"none": 0.0, "joint": instruct and instruct.fraction, "joint0.75": 0.75}
         for name in preset.regimes:
             flags, about = REGIMES[name], {"label": name, "x": shares.get(name)}
@@ -146,12 +155,12 @@ class Planner:
                 about["after"] = f"none-seed{seed}"
             if not instruct and "--instruct" in flags:
                 continue
-            make = self.from_first if name in shares else self.cell
+            make = self.going_on if name in shares else self.cell
             yield make("regime", name, seed, flags, **about)
 
-    def from_first(self, kind: str, name: str, seed: int, flags: str = "", **about) -> Cell:
+    def going_on(self, kind: str, name: str, seed: int, flags: str = "", **about) -> Cell:
         """A cell that goes on from the adapter of a few tasks, where the preset has such a run."""
-        if self.preset.first and "regimes" in self.preset.parts and seed < self.preset.seeds:
+        if self.preset.first and self.has_regimes(seed):
             flags, about = f"{self.preset.then_train} {flags}", {**about, "after": f"first-seed{seed}"}
         return self.cell(kind, name, seed, flags, **about)
 
@@ -161,11 +170,11 @@ class Planner:
         core = f"--splits {','.join(split for split in CORE if split in self.mixture.splits)}"
         for share in preset.shares if self.mixture.instruct else ():
             flags = f"{core} --instruct joint --instruct-fraction {share}"
-            yield self.from_first("share", f"joint{share:g}", seed, flags, x=share)
+            yield self.going_on("share", f"joint{share:g}", seed, flags, x=share)
         for model in preset.bases:
             yield self.cell("base", f"base-{Path(model).name}", seed, core, model=model)
         for count in preset.row_counts:
-            yield self.from_first("rows", f"rows{count}", seed, f"{core} --cap {count}", x=count)
+            yield self.going_on("rows", f"rows{count}", seed, f"{core} --cap {count}", x=count)
         counts = [min(count or len(train), len(train)) for count in preset.task_counts]
         for count in dict.fromkeys(counts):
             tasks = random.Random(f"tasks-{seed}-{count}").sample(train, count)
@@ -194,7 +203,7 @@ class Planner:
     def scarce(self, seed: int) -> Iterator[Cell]:
         """A few labelled rows of a held-out domain, from the base and from the classification adapter of its seed."""
         starts = {"base": None}
-        if "regimes" in self.preset.parts and seed < self.preset.seeds:
+        if self.has_regimes(seed):
             starts["adapter"] = f"none-seed{seed}"
         for domain, tasks in self.held_out().items():
             mixture = self.derive(f"scarce-{plain(domain)}", tasks, {"trained": {"": tasks}})
