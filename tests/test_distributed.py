@@ -1,7 +1,6 @@
 """Two real processes over gloo against one: the same adapter, the same scores; a process that dies; shards. And how work is dealt out."""
 
 import json
-import os
 import re
 import signal
 import socket
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT
+from forks import Script
 from safetensors.torch import load_file
 
 from minimon import evaluate as evaluation
@@ -48,33 +48,19 @@ def of(world) -> list:
 
 
 def start(*words, processes=2):
-    """The processes of a run, as torchrun starts them."""
+    """The processes of a run, in the environment that torchrun gives them."""
+    import torch.distributed.fsdp  # noqa: F401  before the fork, since it takes a second
+
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    return [
-        subprocess.Popen(
-            [sys.executable, *map(str, words)],
-            cwd=ROOT,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={
-                **os.environ,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(processes),
-                "MASTER_ADDR": "localhost",
-                "MASTER_PORT": str(port),
-            },
-        )
-        for rank in range(processes)
-    ]
+    shared = {"WORLD_SIZE": processes, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    return [Script(words, RANK=rank, LOCAL_RANK=rank, **shared) for rank in range(processes)]
 
 
 def finish(found, code=0):
     """(standard output, standard error) of each."""
-    texts = [process.communicate(timeout=300) for process in found]
+    texts = [process.communicate() for process in found]
     assert all(process.returncode == code for process in found), texts
     return texts
 
@@ -102,23 +88,29 @@ def one(world, tmp_path_factory):
     return out
 
 
-def test_two_processes_train_the_adapter_of_one_and_only_the_first_speaks(one, world, tmp_path):
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py", *of(world)]
-    done = subprocess.run(
-        [sys.executable, *map(str, words), "--out", tmp_path / "two"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert distance(tmp_path / "two", one) < 1e-4
-    for line, expected in zip(log(tmp_path / "two"), log(one), strict=True):
+def check_two(out, one, written: str) -> None:
+    """A finished run of two processes against that of one, and what they wrote to standard output."""
+    assert distance(out, one) < 1e-4
+    for line, expected in zip(log(out), log(one), strict=True):
         assert line["tokens"] == expected["tokens"] and line["step"] == expected["step"]
-        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-3) and line.get(
-            "instruct_loss"
-        ) == pytest.approx(expected.get("instruct_loss"), rel=1e-3)
-    assert done.stdout.count("inter-task generalization") == 1 and done.stdout.count("frozen parameters") == 1
-    assert json.loads((tmp_path / "two/report.json").read_text())["run"]["processes"] == 2
+        for name in ("loss", "instruct_loss"):
+            assert line.get(name) == pytest.approx(expected.get(name), rel=1e-3)
+    assert written.count("inter-task generalization") == 1 and written.count("frozen parameters") == 1
+    assert json.loads((out / "report.json").read_text())["run"]["processes"] == 2
+
+
+def test_two_processes_train_the_adapter_of_one_and_only_the_first_speaks(one, world, tmp_path):
+    texts = finish(start("train.py", *of(world), "--out", tmp_path / "two"))
+    check_two(tmp_path / "two", one, "".join(out for out, _ in texts))
+
+
+@pytest.mark.slow  # six imports of PyTorch
+def test_torchrun_starts_them(one, world, tmp_path):
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py", *of(world)]
+    command = [sys.executable, *map(str, words), "--out", tmp_path / "two"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    check_two(tmp_path / "two", one, done.stdout)
 
 
 def test_two_processes_evaluate_and_score_as_one_does(one, tmp_path):
@@ -142,7 +134,7 @@ def test_a_process_that_dies_ends_the_run_in_one_line_and_one_process_resumes_it
     while not (out / "state.safetensors").exists() and first.poll() is None:
         time.sleep(0.01)
     second.kill()
-    (_, error), _ = first.communicate(timeout=300), second.communicate()
+    (_, error), _ = first.communicate(), second.communicate()
     lines = [line for line in re.split(r"[\r\n]+", error) if line.strip() and not line.startswith("train:")]
     assert first.returncode == 2, error
     assert (
@@ -150,10 +142,7 @@ def test_a_process_that_dies_ends_the_run_in_one_line_and_one_process_resumes_it
         and lines[0].startswith("error: another process of this run has ended")
         and "--resume" in lines[0]
     ), error
-    done = subprocess.run(
-        [sys.executable, *map(str, words), "--resume"], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    finish(start(*words, "--resume", processes=1))
     assert distance(out, one) < 1e-4 and [line["step"] for line in log(out)] == list(range(1, 21))
 
 

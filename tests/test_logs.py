@@ -2,13 +2,13 @@
 
 import json
 import shutil
-import subprocess
 import sys
 import zipfile
 import zlib
 from pathlib import Path
 
 import pytest
+from forks import ended
 
 from minimon.formats.__main__ import main as to_rows
 from minimon.formats.inspect_log import is_log, read_log
@@ -527,10 +527,5 @@ def test_rows_made_from_a_log_are_the_rows_of_a_task(tmp_path, capsys):
 def test_what_makes_no_rows_is_refused_in_one_line_with_exit_code_2(tmp_path, name, text, words):
     if text is not None:
         (tmp_path / name).write_text(text)
-    done = subprocess.run(
-        [sys.executable, "-m", "minimon.formats", str(tmp_path / name)],
-        capture_output=True,
-        text=True,
-        cwd=INSPECT.parents[2],
-    )
-    assert done.returncode == 2 and words in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
+    code, out, error = ended("-m", "minimon.formats", tmp_path / name)
+    assert code == 2 and words in error and error.count("\n") == 1 and not out

@@ -5,11 +5,10 @@ import json
 import re
 import shutil
 import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from forks import ended
 
 from minimon.metrics import Scores, ece, intervals, measures, sigmoid, tpr_at_fpr
 from minimon.report import build_report, read_scores, reading, table, verdict_line, write_report
@@ -404,9 +403,8 @@ def test_what_is_no_finished_run_is_refused_in_one_line(tmp_path, report, name, 
         (tmp_path / name).unlink()
     else:
         (tmp_path / name).write_text(content)
-    command = [sys.executable, "-m", "minimon.report", str(tmp_path)]
-    found = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent)
-    assert found.returncode == 2 and words in found.stderr and len(found.stderr.splitlines()) == 1
+    code, _, error = ended("-m", "minimon.report", tmp_path)
+    assert code == 2 and words in error and len(error.splitlines()) == 1
 
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

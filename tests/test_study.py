@@ -204,10 +204,14 @@ def test_runs_on_many_tasks_go_on_from_a_first_one_on_few(world, tmp_path, child
     assert [cell.name for cell in cells[:2]] == ["first-seed0", "none-seed0"]
     assert str(cells[0].mixture.path) == few and "--steps 3" in cells[0].flags
     by_name = {cell.name.removesuffix("-seed0"): cell for cell in cells}
-    for name in ("none", "joint", "joint0.5", "rows4"):
+    for name in ("none", "joint", "joint0.5"):
         assert by_name[name].after == "first-seed0" and by_name[name].flags.split()[:4:3] == ["--lr", "1e-4"]
     assert by_name["after"].after == "none-seed0"
-    for name in ("first", "only", "self", "self-at-once"):
+    assert "--steps 3" in by_name["rows4"].flags and by_name["rows4"].flags.endswith("--cap 4")
+    written = load_mixture(by_name["rows4"].mixture.path)
+    assert [task.name for task in written.train] == [task.name for task in cells[0].mixture.train]
+    assert set(written.splits) == {"new_domain", "new_prompt"}
+    for name in ("first", "only", "self", "self-at-once", "rows4"):
         assert by_name[name].after is None and "1e-4" not in by_name[name].flags
     monkeypatch.setattr(children, "trains", False)
     children.codes["first-seed0"] = 2  # then neither those after it nor those after these

@@ -4,14 +4,13 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from forks import ended
 from safetensors.torch import load_file
 
 import eval as evaluation
@@ -77,17 +76,6 @@ def report(out):
 def measured(out):
     """What eval.py can know of a run as well: not how it was trained."""
     return {key: value for key, value in report(out).items() if key != "training"}
-
-
-def command(*words, timeout=120, **environment):
-    return subprocess.run(
-        [sys.executable, *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        cwd=ROOT,
-        env={**os.environ, **environment},
-    )
 
 
 # ---- a whole run -----------------------------------------------------------------------------------------------------------
@@ -441,14 +429,9 @@ def test_mistakes_on_the_command_line_are_one_line_with_exit_code_2(run, mixture
         (["train.py", "--mixture", tmp_path / "none.toml", "--out", tmp_path / "o"], "none.toml"),
         (["eval.py", "--adapter", tmp_path], "--model"),
     ]:
-        done = command(*words)
-        assert done.returncode == 2 and expected in done.stderr, done.stderr
-        assert (
-            done.stderr.startswith("error: ")
-            and done.stderr.count("\n") == 1
-            and "Traceback" not in done.stderr
-            and not done.stdout
-        )
+        code, out, error = ended(*words)
+        assert code == 2 and expected in error and not out, error
+        assert error.startswith("error: ") and error.count("\n") == 1 and "Traceback" not in error
     assert finished.read_bytes() == before and not (tmp_path / "o").exists()
 
 

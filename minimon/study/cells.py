@@ -174,13 +174,23 @@ class Planner:
         for model in preset.bases:
             yield self.cell("base", f"base-{Path(model).name}", seed, core, model=model)
         for count in preset.row_counts:
-            yield self.going_on("rows", f"rows{count}", seed, f"{core} --cap {count}", x=count)
+            yield self.rows(seed, count, core)
         counts = [min(count or len(train), len(train)) for count in preset.task_counts]
         for count in dict.fromkeys(counts):
             tasks = random.Random(f"tasks-{seed}-{count}").sample(train, count)
             rows = max(2, (self.mixture.cap or 64) * min(counts) // count)  # of each task, as many in all
             mixture = self.derive(f"tasks{count}-seed{seed}", tasks, self.core_splits(tasks))
             yield self.cell("tasks", f"tasks{count}", seed, f"--cap {rows}", mixture=mixture, x=count)
+
+    def rows(self, seed: int, count: int, core: str) -> Cell:
+        """So many training rows of each task, from a new adapter: of the few tasks of the first run where the preset has one,
+        since it has seen more rows than that."""
+        flags, about = f"{core} --cap {count}", {}
+        if self.preset.first:
+            few = self.few.train
+            about["mixture"] = self.derive("few", few, self.core_splits(few))
+            flags = f"{self.preset.first_train} {flags}"
+        return self.cell("rows", f"rows{count}", seed, flags, x=count, **about)
 
     def core_splits(self, train: list[Task]) -> dict:
         """Without changed prompts on domains that these tasks do not train."""
