@@ -19,7 +19,7 @@ import torch
 
 from minimon.batch import row_limit
 from minimon.checkpoint import save_model
-from minimon.evaluate import compare, evaluate, evaluation_rows, measure
+from minimon.evaluate import check_questions, compare, evaluate, evaluation_rows, measure
 from minimon.files import resolve
 from minimon.lora import merge_lora
 from minimon.report import (
@@ -85,6 +85,7 @@ def measure_splits(settings: Settings, device: str) -> None:
         settings.adapter, run, device=device, any_base=settings.any_base, sharded=settings.shard
     )
     options = {"limit": row_limit(model.config, run.max_tokens), "batch_tokens": run.batch_tokens}
+    check_questions(tokenizer, mixture, options["limit"])
     rows = evaluation_rows(mixture) if settings.adapter else evaluation_rows(mixture) // 2
     with progress(rows, 0, "evaluate", "row") as bar:
         together = {"each": processes.dealing(model), "on_rows": processes.count_rows(bar, model)}
@@ -186,6 +187,8 @@ def trained_conversations(run, mixture) -> list:
 
 
 if __name__ == "__main__":
-    with one_line_errors("the same command, with --resume where --score writes to --out"):
+    with one_line_errors(
+        "the same command; with --resume, and without --overwrite, where --score writes to --out"
+    ):
         keep_memory()
         sys.exit(main(parse(Settings, description=__doc__.split("\n")[0])))

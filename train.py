@@ -16,7 +16,7 @@ from dataclasses import asdict
 import torch
 
 from minimon.batch import most_tokens, row_limit, task_label_ids
-from minimon.evaluate import compare, evaluation_rows
+from minimon.evaluate import check_questions, compare, evaluation_rows
 from minimon.files import resolve, sha256
 from minimon.lora import adapter_tensors, add_lora, load_adapter, save_adapter
 from minimon.report import build_report, closing_lines, near_duplicates, write_report
@@ -33,7 +33,7 @@ from minimon.run.settings import TrainSettings as Settings
 from minimon.run.settings import with_recipe, with_steps
 from minimon.run.show import opening_lines, show
 from minimon.run.validation import no_longer_falls, validate, validation_losses, validation_rows
-from minimon.steps import count_passes, instruction_plan, refuse_long, training_step, training_steps
+from minimon.steps import check_conversations, count_passes, instruction_plan, training_step, training_steps
 from minimon.study.self_labels import training_rows
 from minimon.tasks import load_mixture
 from minimon.tokenizer import load_tokenizer
@@ -62,15 +62,20 @@ def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
     # data: every label is one token; an evaluation task may bear a training task's name
     base = resolve(shipped(settings.model))
     tokenizer = load_tokenizer(base, date=run.settings["date"])
-    for task in mixture.all_tasks():
-        task_label_ids(tokenizer, task)
     label_ids = {task.name: task_label_ids(tokenizer, task) for task in mixture.train}
     schedule, conversations = instruction_plan(settings, mixture)
+    validated = validation_rows(mixture)
+    if settings.stop_early and (not validated or len(schedule) > 1):
+        raise ValueError(
+            "--stop-early: expected training tasks with validation rows, and one phase of training; "
+            f"got {len(validated)} such tasks and {len(schedule)} phases"
+        )
 
     # model: the base is frozen; the adapter is new, which leaves the base as it is, or one to go on from
     model = load_base(base, dtype=run.settings["dtype"], device=device, sharded=settings.shard)
     limit = row_limit(model.config, settings.max_tokens)
-    refuse_long(tokenizer, conversations, most_tokens(limit))
+    check_questions(tokenizer, mixture, limit)
+    check_conversations(tokenizer, conversations, most_tokens(limit))
     source = from_first(lambda: provenance(sys.argv, base, mixture, settings.init_adapter))
     run.begin(source, dtype=str(model.lm_head.weight.dtype).removeprefix("torch."))
     started = time.time()
@@ -89,9 +94,11 @@ def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
     steps = training_steps(mixture, rows, conversations, schedule, settings)
     done = run.load_state(adapter, optimizer)
     print("\n".join(opening_lines(settings, run.path, model, done, label_report)))
+    if run.lines:
+        started -= run.lines[-1]["seconds"]  # of the processes before this one
 
     # loop: a step is groups of rows, each under one prompt; its loss is the mean over all rows
-    batch_tokens, validated = pass_tokens(model, settings.batch_tokens), validation_rows(mixture)
+    batch_tokens = pass_tokens(model, settings.batch_tokens)
     watch = LoadWatch()
     options = {"limit": limit, "batch_tokens": settings.batch_tokens}
     before = {} if done else validate(model, tokenizer, validated, **options)
@@ -151,6 +158,8 @@ def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
                 bar.write(slow, file=sys.stderr)
             if sums["stopping"]:
                 stop.leave()
+        if any(processes.gathered(bool(stop))):  # it came while the last step was at work, which is saved
+            stop.leave()
 
     # report: base and adapter on the test rows of every split, which are kept split by split
     if rank() == 0:
@@ -168,6 +177,7 @@ def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
         return
     seconds = {"train_seconds": trained - started, "evaluate_seconds": time.time() - trained}
     row_count = sum(map(len, rows.values()))
+    seen = sum(len(group.rows) for step in steps[:done] for group in step.groups if group.task)
     report = build_report(
         scores,
         model=settings.model,
@@ -180,7 +190,7 @@ def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
         training={
             "steps": done,
             "rows": row_count,
-            "epochs": done * settings.batch_size / max(1, row_count),
+            "epochs": seen / max(1, row_count),
             "validation_loss": validation_losses(run.lines),
         },
     )
@@ -190,6 +200,6 @@ def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
 
 
 if __name__ == "__main__":
-    with one_line_errors("the same command with --resume"):
+    with one_line_errors("the same command with --resume, and without --overwrite"):
         keep_memory()
         sys.exit(main(parse(Settings, description=__doc__.split("\n")[0])))

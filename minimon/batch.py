@@ -4,6 +4,7 @@ N tokens of a pass, B texts in it, P tokens of a shared prefix.
 """
 
 import random
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -88,14 +89,16 @@ def fit(tokenizer: Tokenizer, text: str, encode, limit: Limit = NO_LIMIT, room: 
     ids, most = encode(text), most_tokens(limit, room)
     if most is None or len(ids) <= most:
         return EncodedRow(ids, 0)
+    whole = re.sub("[\ud800-\udfff]", "\ufffd", text)  # half a surrogate pair is no text to the tokenizer
     # first and last character of each token
-    spans = tokenizer.encoder.encode(text, add_special_tokens=False).offsets
+    spans = tokenizer.encoder.encode(whole, add_special_tokens=False).offsets
     kept = most - (len(ids) - len(spans))
     while True:
         kept -= 1
         if kept < 2:
             raise ValueError(
-                f"expected room for a text, got {most} tokens, which prompt and template fill; give more --max-tokens"
+                f"expected room for a text, got {max(0, most)} tokens, which prompt and template fill; give more --max-tokens, "
+                "or fewer max_new_tokens where the model writes"
             )
         left_out = len(spans) - kept
         head_end, tail_begin = spans[(kept + 1) // 2 - 1][1], spans[-(kept // 2)][0]

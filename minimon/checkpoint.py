@@ -168,9 +168,11 @@ def save_model(model: Decoder, directory, like) -> None:
         _, architecture = WRAPPERS[config["model_type"]]
         config = {**text_decoder(config), "architectures": [architecture]}
     dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
-    write_json(directory / "config.json", {**config, "dtype": dtype, "torch_dtype": dtype})
+    tied = model.lm_head.weight is model.model.embed_tokens.weight
+    config |= {"dtype": dtype, "torch_dtype": dtype, "tie_word_embeddings": tied}
+    write_json(directory / "config.json", config)
     tensors = model.state_dict()
-    if model.lm_head.weight is model.model.embed_tokens.weight:
+    if tied:
         del tensors[HEAD]
     write_tensors(directory / "model.safetensors", tensors)
 

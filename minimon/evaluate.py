@@ -35,6 +35,7 @@ from minimon.tasks import Mixture, Options, Row, Task
 from minimon.tokenizer import Tokenizer
 
 BATCH_TOKENS = 2048  # of a pass
+PREFIX_SHARE = 16
 VOCABULARY_CHUNK = 8192  # rows of the head in fp32 at a time
 SHARES = ("label_mass", "well_formed")
 REFERENCES = ("transcript", "empty")  # what the judge of summaries says of the whole text, and of none
@@ -174,6 +175,18 @@ def count_rows(questions: list[Question]) -> int:
     return sum(len(question.rows) for question in questions)
 
 
+def check_questions(tokenizer: Tokenizer, mixture: Mixture, limit: Limit = NO_LIMIT) -> None:
+    """Raises ValueError naming file and task where a label is no token of its own, or where prompt and what is to be written leave
+    no room for a text: before anything is trained or measured."""
+    for task in mixture.all_tasks():
+        task_label_ids(tokenizer, task)
+    for task in mixture.split_tasks("thinking"):
+        task_label_ids(tokenizer, task, thinking=True)
+        thought_prompt(tokenizer, task, "", mixture.options["thinking"].max_new_tokens, limit)
+    if mixture.split_tasks("summary"):
+        summary_prompt(tokenizer, "", mixture.options["summary"], limit)
+
+
 def evaluation_rows(mixture: Mixture) -> int:
     """Rows that `evaluate` scores, base and adapter together."""
     return 2 * sum(map(count_rows, questions_of(mixture).values()))
@@ -218,7 +231,7 @@ class Reader:
 
         Of the base also what it says of the whole texts, and of none: REFERENCES."""
         texts = list(dict.fromkeys(text for question in questions for text in question.texts))
-        encoded = [self.summary_prompt(text, options) for text in texts]
+        encoded = [summary_prompt(self.tokenizer, text, options, self.limit) for text in texts]
         answers = generate(
             self.model,
             [row.ids for row in encoded],
@@ -249,12 +262,16 @@ class Reader:
             side["left_out"] = np.array([left_out[text] for text in question.texts], dtype=np.float32)
         return sides
 
-    def summary_prompt(self, text: str, options: Options) -> EncodedRow:
-        def encode(text: str) -> list[int]:
-            turns = [{"role": "system", "content": options.prompt}, {"role": "user", "content": text}]
-            return self.tokenizer.chat(turns)
 
-        return fit(self.tokenizer, text, encode, self.limit, options.max_new_tokens)
+def summary_prompt(tokenizer: Tokenizer, text: str, options: Options, limit: Limit) -> EncodedRow:
+    def encode(text: str) -> list[int]:
+        turns = [{"role": "system", "content": options.prompt}, {"role": "user", "content": text}]
+        return tokenizer.chat(turns)
+
+    try:
+        return fit(tokenizer, text, encode, limit, options.max_new_tokens)
+    except ValueError as error:
+        raise ValueError(f"eval.summary: {error}") from error
 
 
 def as_side(reading: Reading) -> Side:
@@ -280,9 +297,8 @@ def write_thoughts(
     model, tokenizer, questions: list[Question], *, max_new_tokens: int, limit: Limit = NO_LIMIT, **sampling
 ) -> list[Encoded]:
     """Rows with the thoughts about them, closed; all of them are decoded together. sampling: of `generate`."""
-    room = max_new_tokens + len(tokenizer.close_thought)
     prompts = [
-        encode_row(tokenizer, question.task, text, limit=limit, thinking=True, room=room)
+        thought_prompt(tokenizer, question.task, text, max_new_tokens, limit)
         for question in questions
         for text in question.texts
     ]
@@ -307,6 +323,11 @@ def write_thoughts(
         )
         first += len(question.rows)
     return found
+
+
+def thought_prompt(tokenizer, task: Task, text: str, max_new_tokens: int, limit: Limit) -> EncodedRow:
+    room = max_new_tokens + len(tokenizer.close_thought)
+    return encode_row(tokenizer, task, text, limit=limit, thinking=True, room=room)
 
 
 # ---- one task --------------------------------------------------------------------------------------------------------
@@ -370,7 +391,9 @@ def read_encoded(
     P = common_prefix(sharing) if sharing else 0
     with torch.inference_mode():
         cache = model.prefix(torch.tensor(sharing[0][:P], device=device)) if P else None
-        waiting = token_batches([len(row) - P for row in ids], batch_tokens or BATCH_TOKENS)
+        # a text's share of the prefix stands for the copy of its keys and values that attention makes
+        lengths = [len(row) - P + P // PREFIX_SHARE for row in ids]
+        waiting = token_batches(lengths, batch_tokens or BATCH_TOKENS)
         while waiting:
             batch = pack([[ids[i] for i in waiting[0]]], switch=switch, cached=P)
             try:

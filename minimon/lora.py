@@ -270,8 +270,10 @@ def load_adapter(model: nn.Module, directory) -> LoRAConfig:
     ranks = [found.shape[0] for name, found in stored.items() if ".lora_A." in name and found.shape]
     try:
         config = LoRAConfig(**{"lora_alpha": 8, **options})  # PEFT's own default, where the file has none
+        paths = [peft_path(model, path) for path in linear_paths(model)]
+        asked = max((config.rank(path) for path in paths if targeted(path, config)), default=0)
         largest = max(ranks, default=0)  # memory is taken for no more than there is
-        if max([config.r, *config.rank_pattern.values()]) > largest:
+        if asked > largest:
             expected = f"expected at most {largest}, as in the weights"
             raise ValueError(f"r: {expected}, got {config.r} and {config.rank_pattern}")
         wrap(model, config)

@@ -69,7 +69,7 @@ def check(hidden, weight, targets):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in (hidden, weight, targets))
         raise ValueError(f"expected hidden (B, C), weight (V, C), targets (B,); got {shapes}")
     if targets.device.type != "cpu" or not len(targets):
-        return  # a device checks an index itself; to look here would be to wait for it
+        return  # to look here would be to wait for the device, which refuses an index beyond the end by itself
     low, high = int(targets.min()), int(targets.max())
     if not 0 <= low <= high < len(weight):
         raise ValueError(f"expected targets from 0 to {len(weight) - 1}, got {low} to {high}")

@@ -113,15 +113,20 @@ def pairwise_wins(scores, positives):
     return (p > n) + 0.5 * (p == n)
 
 
-def tpr_at_fpr(scores, positives, fpr: float = 0.01):
+def tpr_at_fpr(scores, positives, fpr: float = 0.01, *, share_ties: bool = False):
     """Share of positives above the lowest threshold that at most `fpr` of the negatives exceed.
 
-    None with fewer than 1 / fpr negatives, where one alone is more than `fpr`, or without a positive."""
+    share_ties: of the rows that lie on it count as many as make the share of negatives `fpr`, drawn at random so to speak; ranks
+    of several tasks tie by construction. None with fewer than 1 / fpr negatives, where one alone is more than `fpr`, or without a positive."""
     negatives = np.sort(scores[~positives])[::-1]
     if len(negatives) < fewest_negatives(fpr) or not positives.any():
         return None
-    threshold = negatives[int(fpr * len(negatives) + 1e-9)]
-    return float((scores[positives] > threshold).mean())
+    allowed = int(fpr * len(negatives) + 1e-9)
+    threshold = negatives[allowed]
+    above, tied = (negatives > threshold).sum(), (negatives == threshold).sum()
+    share = (allowed - above) / tied if share_ties else 0.0
+    caught = scores[positives]
+    return float((caught > threshold).mean() + share * (caught == threshold).mean())
 
 
 def fewest_negatives(fpr: float) -> int:
@@ -216,7 +221,7 @@ def mean_measures(tasks: list[Scores], which: str) -> dict:
         if key == "performance":
             values = np.concatenate([performance(task.of(which), task.labels) for task in tasks])
         if key in FPR_OF:
-            found[key] = tpr_at_fpr(scores, positives, FPR_OF[key])
+            found[key] = tpr_at_fpr(scores, positives, FPR_OF[key], share_ties=len(tasks) > 1)
         elif key != "undefined":
             found[key] = float(np.mean(values)) if len(values) else None
     without = sum(measure["auroc"] is None for measure in each)
@@ -287,9 +292,11 @@ def bootstrap(tasks: list[Scores], seed: int = 0) -> dict:
 
 def draw_transcripts(tasks, seed) -> list[np.ndarray]:
     """T times (D, n): how often each row counts in each draw."""
-    clusters = np.concatenate([task.clusters for task in tasks])
-    names, cluster = np.unique(clusters, return_inverse=True)
-    if not len(names):
+    names = {}  # numbered as they come, so that texts and their hashes are drawn alike
+    cluster = np.array(
+        [names.setdefault(name, len(names)) for task in tasks for name in task.clusters], dtype=int
+    )
+    if not names:
         return [np.zeros((DRAWS, 0), np.float32) for _ in tasks]
     shape = (DRAWS, len(names))
     drawn = np.random.default_rng(seed).integers(len(names), size=shape)

@@ -301,13 +301,11 @@ def conversation_loss(model, texts: list[EncodedConversation]) -> tuple[int, tor
     return len(tokens), loss * len(targets)
 
 
-def refuse_long(tokenizer: Tokenizer, conversations: list[Conversation], limit: int | None) -> None:
-    """Nothing of a conversation can be left out: one of more than `limit` tokens is refused. (A token is a byte or more.)"""
-    for conversation in conversations:
-        if limit is None or len(conversation.text.encode("utf-8", "replace")) <= limit // 2:
-            continue
-        (text,) = encode_conversations(tokenizer, [conversation])
-        if len(text.ids) > limit:
+def check_conversations(tokenizer: Tokenizer, conversations: list[Conversation], limit: int | None) -> None:
+    """Raises ValueError naming file and line for what the chat template refuses, and for more than `limit` tokens: nothing of a
+    conversation can be left out."""
+    for conversation, text in zip(conversations, encode_conversations(tokenizer, conversations)):
+        if limit is not None and len(text.ids) > limit:
             raise ValueError(
                 f"{conversation.where}: expected at most {limit} tokens, got {len(text.ids)}; shorten the conversation, "
                 "or take it out, or give more --max-tokens"

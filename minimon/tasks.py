@@ -11,6 +11,7 @@ import os
 import random
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
@@ -318,9 +319,15 @@ class Conversation:
     where: str  # file:line
 
     @property
+    def parts(self) -> list[str]:
+        """All that is said or thought in it."""
+        keys = ("reasoning_content", "content")
+        return [message[key] for message in self.messages for key in keys if message.get(key)]
+
+    @property
     def text(self) -> str:
-        """All contents, for sorting by length and for the check against evaluation prompts."""
-        return "\n".join(message["content"] for message in self.messages)
+        """For sorting by length and for the check against evaluation prompts."""
+        return "\n".join(self.parts)
 
 
 def schedule_of(instruct: Instruct | None, asked: str | None) -> str:
@@ -353,7 +360,10 @@ def load_conversations(path, refused: Iterable[str] = ()) -> list[Conversation]:
 def read_conversation(record: dict, where: str) -> Conversation:
     turns = record.get("messages")
     listed = isinstance(turns, list) and len(turns) >= 2 and all(isinstance(turn, dict) for turn in turns)
-    texts = listed and all(isinstance(turn.get("content"), str) for turn in turns)
+    texts = listed and all(
+        isinstance(turn.get("content"), str) and isinstance(turn.get("reasoning_content") or "", str)
+        for turn in turns
+    )
     if not texts or turns[-1].get("role") != "assistant":
         raise ValueError(
             f'{where}: expected {{"messages": [...]}} of two turns or more with text as content, the last of '
@@ -526,6 +536,9 @@ def check_mixture(mixture: Mixture, before: Iterable[Task] = ()) -> None:
         problems += class_problems(task, "train", mixture.train_rows(task, 0))
     trained = {row.text: row for task in train for row in task.rows if row.side == "train"}
     for split in mixture.splits:
+        for tasks in mixture.splits[split].values():
+            names = Counter(task.name for task in tasks)
+            problems += [f"{split}: task {name!r} is named twice" for name in names if names[name] > 1]
         for task in mixture.split_tasks(split):
             rows = mixture.test_rows(task, split)
             problems += class_problems(task, "test", rows)

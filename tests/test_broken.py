@@ -705,7 +705,7 @@ def test_what_scores_to_go_on_with_follow_from(tmp_path):
         "scores to go on with",
         sidecar,
         broken.json_cases(about),
-        lambda: check_about(path, about),
+        lambda: check_about(path, sidecar, about),
         "scores.jsonl",
     )
 

@@ -400,7 +400,13 @@ def test_a_saved_model_is_the_model(config, dtype, tmp_path):
         "tie_word_embeddings", False
     )
     saved = json.loads((tmp_path / "saved" / "config.json").read_text())
-    assert saved == {**config, "dtype": str(dtype)[6:], "torch_dtype": str(dtype)[6:]}
+    tied = config.get("tie_word_embeddings", False)
+    assert saved == {
+        **config,
+        "dtype": str(dtype)[6:],
+        "torch_dtype": str(dtype)[6:],
+        "tie_word_embeddings": tied,
+    }
 
 
 def test_a_model_of_shards_can_be_saved_over_itself(directory, plain):
@@ -449,6 +455,8 @@ def test_transformers_loads_what_is_saved_with_equal_logits(name, tmp_path):
         tensors[HEAD] = 2 * tensors[EMBEDDING]
     model = load_model(tiny.write_checkpoint(tmp_path / "model", config, tensors=tensors, rename=rename))
     save_model(model, tmp_path / "saved", tmp_path / "model")
+    said = json.loads((tmp_path / "saved/config.json").read_text())["tie_word_embeddings"]
+    assert said == (model.lm_head.weight is model.model.embed_tokens.weight)
     assert torch.equal(
         tiny.peer_logits(tiny.peer_model(tmp_path / "saved", "auto"), IDS), tiny.logits(model, IDS)
     )

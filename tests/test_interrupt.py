@@ -216,7 +216,7 @@ def test_a_stopped_process_says_in_one_line_how_to_go_on(world, tmp_path, number
     assert wait(pid) == code
     error = (tmp_path / "told.err").read_text()
     assert (
-        error.strip().splitlines()[-1] == "stopped; to go on: the same command with --resume"
+        error.strip().splitlines()[-1].startswith("stopped; to go on: the same command with --resume")
         and "Traceback" not in error
     )
     assert (saved_step(out) > 0) == ("stopping after this step" in error) == (not regime)
@@ -239,6 +239,30 @@ def test_a_step_is_waited_for_but_the_signal_is_answered_at_once_and_a_second_do
         time.sleep(1)
     assert error.value.code == 143
     assert capfd.readouterr().err.strip() == "stopped; to go on: the same command with --resume"
+
+
+def test_a_signal_while_the_last_step_is_at_work_stops_the_run_before_its_evaluation(world, tmp_path):
+    def signalled():
+        step = train.training_step
+
+        def last(*given, **more):
+            train.processes.sum_gradients = (
+                after  # asked once more after the step: whether the run is to stop
+            )
+            return step(*given, **more)
+
+        def after(parameters, numbers):
+            if numbers.get("tokens"):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return numbers
+
+        train.training_step = last
+
+    out = tmp_path / "x"
+    chosen = settings(world, out, steps=1)
+    assert wait(forked(chosen, signalled)) == 143
+    assert saved_step(out) == 1 and not (out / "adapter_model.safetensors").exists()
+    assert wait(forked(replace(chosen, resume=True))) == 0
 
 
 def test_outside_of_steps_a_signal_stops_at_once(capfd):

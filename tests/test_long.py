@@ -1,6 +1,7 @@
 """Rows that are too long: what is cut, that it is said, memory that grows with the length; and batches that did not fit."""
 
 import json
+import re
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -18,7 +19,7 @@ import train
 from minimon.batch import Limit, encode_row, in_halves, row_limit
 from minimon.checkpoint import load_model
 from minimon.evaluate import read, think
-from minimon.steps import refuse_long
+from minimon.steps import check_conversations
 from minimon.tasks import Conversation, load_task
 from minimon.tokenizer import load_tokenizer
 
@@ -47,6 +48,14 @@ def test_a_long_text_keeps_head_and_tail_and_says_how_much_is_left_out(base, pos
     assert LONG.endswith(rest[: rest.rindex(",") + 1])
 
 
+def test_a_long_text_with_halves_of_surrogate_pairs_is_cut_as_any_other(base):
+    _, tokenizer = base
+    for text in ("\ud800" + LONG, LONG + "\udfff", LONG.replace(",", "\ud83e")):
+        ids, left_out = encode_row(tokenizer, TASK, text, limit=Limit(300))
+        plain = encode_row(tokenizer, TASK, re.sub("[\ud800-\udfff]", "\ufffd", text), limit=Limit(300))
+        assert (ids, left_out) == plain and left_out > 0
+
+
 def test_a_row_that_fits_is_left_as_it_is(base):
     _, tokenizer = base
     whole = encode_row(tokenizer, TASK, LONG).ids
@@ -64,8 +73,17 @@ def test_what_can_not_be_cut_is_refused(base):
         ({"role": "user", "content": LONG}, {"role": "assistant", "content": "Yes"}), "f:7"
     )
     with pytest.raises(ValueError, match="f:7: expected at most 50 tokens, got"):
-        refuse_long(tokenizer, [conversation], 50)
-    refuse_long(tokenizer, [conversation], None)
+        check_conversations(tokenizer, [conversation], 50)
+    check_conversations(tokenizer, [conversation], None)
+    thought = {"role": "assistant", "content": "Yes", "reasoning_content": LONG}
+    conversation = Conversation(({"role": "user", "content": "x"}, thought), "f:8")
+    with pytest.raises(ValueError, match="f:8: expected at most 50 tokens, got"):
+        check_conversations(tokenizer, [conversation], 50)
+    assert LONG in conversation.text  # so that a prompt of the evaluation is found there as well
+    with pytest.raises(ValueError, match="f:9: .*role"):
+        check_conversations(
+            tokenizer, [replace(conversation, messages=({"role": "x", "content": "y"},), where="f:9")], None
+        )
     for wrong in (5, 10**6):
         with pytest.raises(ValueError, match="--max-tokens: expected a number from 16 to .* 2048; got"):
             row_limit(model.config, wrong)

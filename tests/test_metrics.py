@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from minimon.metrics import (
     mean_measures,
     measures,
     performance,
+    pooled,
     ranks,
     sigmoid,
     tpr_at_fpr,
@@ -329,3 +331,39 @@ def test_scores_that_are_no_log_odds_are_refused_by_task(P):
     """P in their place, too: two P sum to 1, two log-odds to 0."""
     with pytest.raises(ValueError, match="task 't': expected finite log-odds of each label"):
         Scores("t", "d", np.array([1]), np.array(["x"]), np.array(P), np.array(P))
+
+
+def test_a_rate_over_several_tasks_is_that_of_negatives_though_their_ranks_tie():
+    """Each task has the same ranks: with 20 rows a task a whole rank of negatives lies on any threshold."""
+    rng = np.random.default_rng(0)
+    tasks = []
+    for i in range(40):
+        labels = np.arange(20) % 2
+        z = rng.normal(size=20) + 1.0 * (labels == 0)
+        z = np.stack([z, -z], axis=1)
+        tasks.append(
+            Scores(f"t{i}", "d", labels, np.array([f"{i} {j}" for j in range(20)], dtype=object), z, z)
+        )
+    ranked, positives = pooled(tasks, "base")
+    negatives = np.sort(ranked[~positives])[::-1]
+    threshold, allowed = negatives[20], 20  # 5% of 400
+    above, on = (negatives > threshold).sum(), (negatives == threshold).sum()
+    assert above < allowed < above + on
+    caught = ranked[positives]
+    low, high = (caught > threshold).mean(), (caught >= threshold).mean()
+    found = mean_measures(tasks, "base")["tpr_at_5pct_fpr"]
+    assert low < found < high
+    assert found == pytest.approx(low + (high - low) * (allowed - above) / on)
+    assert tpr_at_fpr(ranked, positives, 0.05) == pytest.approx(low)
+
+
+def test_intervals_do_not_depend_on_what_texts_are_called():
+    rng = np.random.default_rng(0)
+    labels, z = np.arange(60) % 2, rng.normal(size=(60, 1)) * [[1.0, -1.0]]
+    found = []
+    for names in ([f"text {i}" for i in range(60)], [f"{hash(str(i * 7919)):x}" for i in range(60)]):
+        one = Scores(
+            "t", "d", labels, np.array(names, dtype=object), z, 2 * z + labels[:, None] * [[-1.0, 1.0]]
+        )
+        found.append(intervals([one, replace(one, task="u", clusters=one.clusters[::-1])]))
+    assert found[0] == found[1]

@@ -117,6 +117,15 @@ def test_what_an_adapter_config_leaves_out_is_pefts_default(tmp_path):
         load_adapter(load_model(tmp_path / "base"), write_adapter(tmp_path / "other", "gaussian", r=None))
 
 
+def test_a_rank_that_patterns_leave_to_no_module_is_not_asked_for(tmp_path):
+    model = load_model(write_base(tmp_path / "base"))
+    add_lora(model, 16, 16, ["q_proj", "v_proj"], rank_pattern={"q_proj": 4, "v_proj": 8, "gate_proj": 99})
+    save_adapter(model, tmp_path / "ours")
+    again = load_model(tmp_path / "base")
+    load_adapter(again, tmp_path / "ours")
+    assert torch.equal(tiny.logits(again, IDS), tiny.logits(model, IDS))
+
+
 # what is refused
 
 

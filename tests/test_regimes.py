@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from test_train import ROOT, report
 
 import eval as evaluation
 import train
+from minimon.batch import row_limit
 from minimon.checkpoint import load_model
-from minimon.evaluate import Reader
+from minimon.evaluate import Reader, check_questions
 from minimon.lora import adapter_tensors, add_lora
+from minimon.run.load import trained_before
 from minimon.run.measured import MeasuredSides
 from minimon.steps import conversation_loss, encode_conversations
 from minimon.tasks import Conversation, load_conversations, load_mixture
@@ -261,3 +264,45 @@ def test_an_evaluation_task_of_the_same_name_with_other_labels_changes_nothing_i
         (tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("talking", "without")
     ]
     assert adapters[0] == adapters[1] and "new_prompt" not in report(tmp_path / "without")["splits"]
+
+
+def test_what_cannot_be_asked_in_a_split_is_refused_before_training(world, tmp_path):
+    """A word that is one token at once and none after thinking; a thought that leaves no room for a text."""
+    tokenizer, model = load_tokenizer(world / "base"), load_model(world / "base")
+    limit = row_limit(model.config, None)
+    mixture = load_mixture(world / "talking.toml")
+    check_questions(tokenizer, mixture, limit)
+    long = replace(mixture.options["thinking"], max_new_tokens=512)
+    with pytest.raises(
+        ValueError, match="task 'new': expected room for a text, got 0 tokens.*fewer max_new_tokens"
+    ):
+        check_questions(tokenizer, replace(mixture, options=mixture.options | {"thinking": long}), limit)
+    mixture = load_mixture(world / "m.toml")
+    long = replace(mixture.options["summary"], max_new_tokens=511)
+    with pytest.raises(ValueError, match="eval.summary: expected room for a text, got 1 tokens"):
+        check_questions(tokenizer, replace(mixture, options=mixture.options | {"summary": long}), limit)
+
+    def label_ids(labels, thinking=False):
+        if thinking:
+            raise ValueError("label 'Yes': expected one token there")
+        return [1, 2]
+
+    tokenizer.label_ids = label_ids
+    with pytest.raises(ValueError, match="task 'new': label 'Yes'"):
+        check_questions(tokenizer, mixture, limit)
+
+
+def test_an_adapters_past_is_known_as_far_as_its_files_are_there(world, tmp_path):
+    out = tmp_path / "x"
+    assert train.main(talking(world, out, steps=1)) == 0
+    tasks, all_read = trained_before(out)
+    assert [task.name for task in tasks] == ["old", "older"] and all_read
+    rows = world / "older.jsonl"
+    text = rows.read_text()
+    rows.unlink()
+    try:
+        tasks, all_read = trained_before(out)
+        assert [task.name for task in tasks] == ["old"] and not all_read
+    finally:
+        rows.write_text(text)
+    assert trained_before(tmp_path) == ([], False)

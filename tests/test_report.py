@@ -246,13 +246,14 @@ def test_a_reading_warns_where_the_model_does_not_answer_with_the_labels():
         ({"epochs": 60.0, "rows": 160}, "warning: 60.0 passes over 160 training rows"),
         ({"validation_loss": [[0, 0.7], [50, 0.3], [100, 0.5]]}, "warning: worse after step 50"),
         ({"validation_loss": [[0, 0.7], [50, 0.5], [100, 0.3]]}, "still falling"),
+        ({"epochs": 0.0, "rows": 160, "validation_loss": [[0, 0.7], [50, 0.5]]}, "0.500 at last"),
         ({}, "warning: AUROC"),
     ],
 )
 def test_a_reading_says_whether_it_was_trained_long_enough(training, words):
     gain = 3.0 if training else 0.0
     report = built({"trained": {"": [task("t", gain=gain)]}}, training=training)
-    assert words in " ".join(reading(report))
+    assert words in " ".join(reading(report)) and " 0.0 passes" not in " ".join(reading(report))
 
 
 def test_the_split_for_a_trained_prompt_on_new_domains_is_read_and_outside_the_verdict():

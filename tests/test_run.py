@@ -25,12 +25,13 @@ from minimon.hf.families import config_from_dict
 from minimon.lora import add_lora
 from minimon.model import Decoder
 from minimon.run import busy as busy_machine
-from minimon.run import cli, directory, memory
+from minimon.run import cli, directory, memory, validation
 from minimon.run.children import Children, last_line
-from minimon.run.cli import check_device, check_output, peak_memory_gb
+from minimon.run.cli import check_device, check_output, one_line_errors, peak_memory_gb
 from minimon.run.directory import RunDirectory, from_anywhere, load_moments
 from minimon.run.lock import locked
-from minimon.run.measured import MeasuredSides
+from minimon.run.measured import MeasuredSides, read_sides
+from minimon.tasks import load_mixture
 
 PROVENANCE = {"base": {}, "data": {}}
 
@@ -526,3 +527,43 @@ def test_a_progress_bar_is_drawn_by_the_first_process_alone(monkeypatch):
     monkeypatch.setattr(cli, "rank", lambda: 1)
     with cli.progress(3, 0, "score", "row") as bar:
         assert bar.disable
+
+
+def test_runs_that_share_a_file_of_scores_write_it_one_after_the_other(world, tmp_path):
+    mixture, path = load_mixture(world / "talking.toml"), tmp_path / "base.safetensors"
+
+    def write(name):
+        for i in range(20):
+            MeasuredSides(path, mixture, [name, i]).save(
+                "thinking", [{"log_odds": np.zeros((2, 2), np.float32)}]
+            )
+
+    pids = []
+    for name in "abc":
+        pids.append(os.fork())
+        if not pids[-1]:
+            try:
+                write(name)
+                os._exit(0)
+            finally:
+                os._exit(1)
+    assert [wait(pid) for pid in pids] == [0, 0, 0]
+    assert len(read_sides(path)) == 60
+
+
+def test_a_device_without_memory_is_said_in_one_line(capsys):
+    with pytest.raises(SystemExit) as error, one_line_errors():
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore.")
+    said = capsys.readouterr().err
+    assert error.value.code == 2 and said.count("\n") == 1
+    assert said.startswith(
+        "error: out of memory: CUDA out of memory. Tried to allocate 2 GiB. More.; give a lower"
+    )
+
+
+def test_a_validation_loss_is_finite_where_P_is_zero(monkeypatch):
+    log_odds = torch.tensor([[-200.0, 200.0]])
+    reading = SimpleNamespace(log_odds=log_odds)
+    monkeypatch.setattr(validation, "read", lambda *given, **more: reading)
+    found = validation.validate(None, None, [(None, [SimpleNamespace(label=0)])], limit=None)
+    assert found == {"validation_loss": 200.0}

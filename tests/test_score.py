@@ -252,6 +252,21 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_file(run, folder, capsys, mo
         )
 
 
+def test_what_replaces_a_finished_file_goes_on_and_is_taken_for_finished_only_when_it_is(tmp_path):
+    out, part = tmp_path / "s.jsonl", tmp_path / "s.jsonl.part"
+    out.write_text('{"id": 1, "decision": null}\n')
+    (tmp_path / "s.jsonl.about.json").write_text('{"threshold": "old"}')
+    about = {"threshold": "new"}
+    assert stream.prepare(out, about, resume=False, overwrite=True) == {}
+    part.write_text('{"id": 1, "decision": true}\n')
+    assert stream.prepare(out, about, resume=True, overwrite=False) == {True: 1}
+    os.replace(stream.about_of(part), stream.about_of(out))  # killed between the two renames of `finish`
+    assert stream.prepare(out, about, resume=True, overwrite=False) == {True: 1}
+    stream.finish(out)
+    assert "true" in out.read_text() and not part.exists()
+    assert stream.prepare(out, about, resume=True, overwrite=False) is None
+
+
 def part_of_scores(run, folder, capsys, out, **changes):
     """An unfinished file of scores: 8 rows of 30, as a run that was stopped leaves it."""
     assert (
@@ -612,6 +627,10 @@ def test_rows_that_were_trained_on_are_not_calibrated_on_whatever_file_they_come
         (dict(score="none.jsonl", task="t.toml"), "none.jsonl"),
         (dict(calibrate="t.toml", fpr=5.0), "--fpr: expected a number in .0, 1., got 5"),
         (dict(score="-", task="t.toml", resume=True), "no --resume"),
+        (
+            dict(score="in.jsonl", task="t.toml", resume=True, overwrite=True),
+            "expected one of them, got both",
+        ),
     ],
 )
 def test_mistakes_are_refused(run, folder, options, words):

@@ -22,13 +22,16 @@ from minimon.study.budget import Speed, fit_in, tokens_of
 from minimon.study.cells import PRESETS, REGIMES, Cell, plan
 from minimon.study.figures import write_figures
 from minimon.study.findings import (
+    QUESTIONS,
     Run,
     against,
+    answers,
     as_trained,
     by_place,
     direction,
     effect,
     level,
+    same_words,
     trained_labels,
     uplift,
     verdict,
@@ -135,12 +138,12 @@ def test_the_old_question_share_is_of_the_pairs_on_which_the_questions_differ():
     texts = dict(zip(task.clusters, old.tolist(), strict=True))
     same = {text: label for text, label in zip(task.clusters, task.labels.tolist(), strict=True)}
     groups = {"new_prompt": {"turned": [stuck]}}
-    runs = [Run(cell("none"), {"turned": as_trained(groups, {"r": texts})["turned"]})]
+    runs = [Run(cell("none"), {"turned": as_trained(groups, {("turned", "r"): texts})["turned"]})]
     share = level(runs, "turned", key="performance")
     assert share["mean"] == 1 and share["ci95"] == [1, 1]
     right = (task.base.argmax(axis=1) == task.labels).mean()
     assert level(runs, "turned", which="base", key="performance")["mean"] == pytest.approx(1 - right)
-    assert as_trained(groups, {"r": same}) == as_trained(groups, {}) == {}
+    assert as_trained(groups, {("turned", "r"): same}) == as_trained(groups, {}) == {}
 
 
 def test_the_plan_holds_every_cell_once_and_mixtures_that_load(tmp_path):
@@ -411,6 +414,43 @@ def test_the_trained_question_of_a_text_is_that_of_a_training_task_on_it(world):
     found = trained_labels(mixture)
     asked = {row.text: list(task.labels)[row.label] for row in task.rows}
     trained = {row.text: list(mixture.train[0].labels)[row.label] for row in mixture.train[0].rows}
-    assert set(found) == {"old"} and len(asked) == len(found["old"])
+    assert set(found) == {("turned", "old")} and len(asked) == len(found["turned", "old"])
     for name, word in trained.items():
-        assert list(task.labels)[found["old"][text_hash(name)]] == word != asked[name]
+        assert list(task.labels)[found["turned", "old"][text_hash(name)]] == word != asked[name]
+
+
+def test_runs_of_one_regime_may_have_measured_different_splits():
+    whole, few = run(0, 2.0), run(1, 2.0)
+    few = replace(few, tasks={place: tasks for place, tasks in few.tasks.items() if "new_domain" in place})
+    for runs in ([whole, few], [few, whole]):
+        shown = results(runs, {})
+        uplifts = shown["effects"]["Uplift over the base"]["none"]
+        assert len(uplifts[ADJACENT]["seeds"]) == 2 and len(uplifts[REVERSED]["seeds"]) == 1
+        assert "(1 of 2 seeds)" in text(shown)
+    assert against([whole, few], REVERSED, [few, whole])["seeds"] == [0.0]
+
+
+def test_a_place_with_rows_of_one_class_has_no_effect():
+    task = scores("f", 3, 1.0)
+    only = replace(task, labels=np.zeros(60, dtype=int))
+    one = run(0, 2.0)
+    one = replace(one, tasks=one.tasks | {"new_domain / far": [only]})
+    numbers = results([one], {})
+    assert numbers["effects"]["Uplift over the base"]["none"]["new_domain / far"] is None
+    assert "| new_domain / far | - |" in text(numbers)
+
+
+def test_a_question_is_not_answered_without_what_it_compares():
+    gain = {"new_domain": around(0.1, 0.05)}
+    minus = {"base": {"joint": gain, "self": gain}, "none": {"joint": {}}, "self-at-once": {}}
+    found = answers(minus)["verdict"]  # neither against classification alone nor against labels at once
+    assert found == {QUESTIONS[5].words: "in part"}
+    assert verdict(
+        {"new_prompt: joint - none": around(0.0, 0.02), "new_domain: joint - base": around(0.0, 0.05)}, 1
+    ) == ("not answerable at this size")
+
+
+def test_an_answer_of_a_trained_question_may_have_no_place_in_the_new_one(world):
+    (task,) = load_mixture(world / "talking.toml").splits["new_prompt"]["turned"]
+    three = replace(task, labels={"A": [0], "B": [1], "No": [2], "D": [3]})
+    assert list(task.labels) == ["No", "Yes"] and same_words(three, task) == [0, 1, 0, -1]

@@ -6,18 +6,18 @@ from pathlib import Path
 from minimon.files import read_json
 from minimon.report.data import all_tasks
 from minimon.report.pages import write_pages
-from minimon.report.scores import AGAIN, read_scores, text_hash
+from minimon.report.scores import AGAIN, read_scores, scores_file, text_hash
 from minimon.report.text import reading, table, verdict_line
 from minimon.run.cli import one_line_errors, shipped
 from minimon.tasks import load_mixture
 
 
 def main(directory: Path) -> None:
-    for name in ("report.json", "scores.jsonl"):
-        if not (directory / name).is_file():
-            raise FileNotFoundError(f"{directory / name}: expected a file of a finished run, found none")
-    report = read_json(directory / "report.json")
-    scores = read_scores(directory / "scores.jsonl")
+    scores = scores_file(directory)
+    for path in (directory / "report.json", scores):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: expected a file of a finished run, found none")
+    report, scores = read_json(directory / "report.json"), read_scores(scores)
     note = put_texts(scores, directory)
     try:
         write_pages(report, directory, scores, note)

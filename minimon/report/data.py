@@ -141,7 +141,7 @@ def curve(tasks: list[Scores]) -> dict:
     found = {}
     for which in SIDES:
         scores, positives = pooled(tasks, which)
-        found[which] = [tpr_at_fpr(scores, positives, rate) for rate in RATES]
+        found[which] = [tpr_at_fpr(scores, positives, rate, share_ties=len(tasks) > 1) for rate in RATES]
     return found
 
 

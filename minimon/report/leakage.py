@@ -32,7 +32,7 @@ def near_duplicates(mixture: Mixture, conversations: list[Conversation] = ()) ->
 
 
 def holds(conversation: Conversation, texts: set[str]) -> bool:
-    return any(bare(message["content"]) in texts for message in conversation.messages)
+    return any(bare(part) in texts for part in conversation.parts)
 
 
 def bare(text: str) -> str:

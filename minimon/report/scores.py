@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 
@@ -53,6 +54,13 @@ def shortest(value) -> float:
 
 def text_hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:16]
+
+
+def scores_file(directory) -> Path:
+    """scores.jsonl of a run, or the .gz that a repository holds in its place."""
+    path = Path(directory) / "scores.jsonl"
+    packed = path.with_suffix(".jsonl.gz")
+    return packed if packed.exists() and not path.exists() else path
 
 
 def read_scores(path) -> SplitScores:

@@ -239,7 +239,7 @@ def answering(splits: dict[str, dict]) -> list[str]:
 def training(facts: dict) -> list[str]:
     """Whether it was trained long enough, or too long."""
     lines = []
-    if "epochs" in facts:
+    if facts.get("epochs"):
         passes = f"{facts['epochs']:.1f} passes over {facts['rows']} training rows"
         line = f"trained for {passes}"
         if facts["epochs"] > MANY_PASSES:

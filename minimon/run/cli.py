@@ -148,6 +148,12 @@ def one_line_errors(to_go_on: str = "the same command"):
         number = error.args[0] if error.args else signal.SIGINT
         say_once(f"\nstopped; to go on: {to_go_on}\n")
         raise SystemExit(128 + number) from None
+    except torch.OutOfMemoryError as error:
+        advice = (
+            "give a lower --batch-tokens or --max-tokens, --dtype bfloat16, or --shard over several devices"
+        )
+        say_once(f"error: out of memory: {one_line(error)[:200]}; {advice}\n")
+        raise SystemExit(2) from None
     except (ValueError, OSError, RuntimeError) as error:
         is_lost = is_lost_process(error)
         is_bug = isinstance(error, RuntimeError) and not is_lost

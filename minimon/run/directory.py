@@ -117,6 +117,8 @@ class RunDirectory:
         for name, value in self.settings.items():
             before = saved.get(name)
             is_free = name in FREE_ON_RESUME or (name in RECORDED and value is None)
+            if name == "save_every" and self.settings["stop_early"]:
+                is_free = False  # that is when it looks
             if not is_free and value != before:
                 changes.append(f"{flag(name)} was {before!r}, now {value!r}")
         if changes:

@@ -1,6 +1,5 @@
 """What a command line names: the base as a run's settings ask for it, a task."""
 
-from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -29,7 +28,7 @@ def named_task(entry: str) -> Task:
 
 def check_adapter(mixture: Mixture, directory) -> None:
     """Raises ValueError where an adapter was trained on what this mixture, checked already, measures as new."""
-    before = [task for task in trained_before(directory) if task not in mixture.train]
+    before = [task for task in trained_before(directory)[0] if task not in mixture.train]
     if not before:
         return
     try:
@@ -38,15 +37,22 @@ def check_adapter(mixture: Mixture, directory) -> None:
         raise ValueError(f"the adapter in {directory} voids this measurement: {error}") from error
 
 
-def trained_before(directory) -> list[Task]:
-    """The training tasks of the run in `directory` and of those that it went on from, as far as their files are still there."""
-    found, seen = [], set()
+def trained_before(directory) -> tuple[list[Task], bool]:
+    """The training tasks of the run in `directory` and of those that it went on from, as far as their files can still be read;
+    and whether all of them could."""
+    found, seen, all_read = [], set(), True
     while directory and directory not in seen:
         seen.add(directory)
         path = Path(directory, "settings.json")
         saved = read_json(path) if path.is_file() else {}
-        with suppress(FileNotFoundError):
-            tasks = load_mixture(shipped(saved["mixture"]), check=False).train if saved.get("mixture") else []
-            found += [task for task in tasks if task.files()]
+        try:
+            tasks = load_mixture(shipped(saved["mixture"]), check=False).train
+        except (KeyError, OSError):
+            tasks, all_read = [], False
+        for task in tasks:
+            try:
+                found += [task] if task.files() else []
+            except OSError:
+                all_read = False
         directory = saved.get("init_adapter")
-    return found
+    return found, all_read

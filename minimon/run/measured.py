@@ -1,8 +1,11 @@
 """What an evaluation has measured so far, in a file: an interrupted one goes on after it, and runs on the same rows share the
 base's part."""
 
+import fcntl
 import hashlib
 import json
+import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -49,15 +52,27 @@ class MeasuredSides:
         """The sides of a split beside what is in the file by now; by one rename, of the first process alone."""
         if rank() > 0:
             return
-        saved = read_sides(self.path)
-        before = len(saved)
-        saved |= zip(self.keys[split], sides)
-        if len(saved) == before:
-            return
-        tensors = {}
-        for key, side in saved.items():
-            tensors |= {f"{key}.{name}": torch.from_numpy(values) for name, values in side.items()}
-        write_tensors(self.path, tensors)
+        with one_at_a_time(self.path.parent):
+            saved = read_sides(self.path)
+            before = len(saved)
+            saved |= zip(self.keys[split], sides)
+            if len(saved) == before:
+                return
+            tensors = {}
+            for key, side in saved.items():
+                tensors |= {f"{key}.{name}": torch.from_numpy(values) for name, values in side.items()}
+            write_tensors(self.path, tensors)
+
+
+@contextmanager
+def one_at_a_time(directory: Path):
+    """Other processes that share a file in this directory wait."""
+    file = os.open(directory, os.O_RDONLY)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
 
 
 def read_sides(path) -> dict[str, dict[str, np.ndarray]]:

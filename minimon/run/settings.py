@@ -58,7 +58,7 @@ class TrainSettings:
     device: str = setting("cpu", "cpu, cuda or cuda:N")
     dtype: str | None = setting(None, "of the base; what the device does fast if not given", DTYPES)
     r: int | None = setting(None, "rank of the adapter; 8 on the shipped base, 16 on another", POSITIVE)
-    lora_alpha: float | None = setting(None, "the adapter is scaled by lora_alpha / r; 16, or 32")
+    lora_alpha: float | None = setting(None, "the adapter is scaled by lora_alpha / r; 16, or 32", POSITIVE)
     loss: str = setting("vocab", "cross-entropy over the vocabulary or over the labels", ("vocab", "label"))
     gradient_checkpointing: bool = setting(False, "recompute activations: less memory, more time")
     compile: bool = setting(False, "torch.compile the blocks: minutes at the start, then faster steps")
@@ -74,8 +74,8 @@ class TrainSettings:
     schedule: str = setting("linear", "decay after the warm-up, to zero", ("linear", "cosine"))
     warmup: float = setting(0.05, "linear warm-up: a share of the steps if below 1, else steps", FROM_ZERO)
     stop_early: bool = setting(False, "stop when the loss on validation rows has not fallen for three saves")
-    weight_decay: float = setting(0.0, "AdamW's, on the adapter")
-    max_grad_norm: float = setting(1.0, "gradients are clipped to this norm")
+    weight_decay: float = setting(0.0, "AdamW's, on the adapter", FROM_ZERO)
+    max_grad_norm: float = setting(1.0, "gradients are clipped to this norm", POSITIVE)
     # run
     quick: bool = setting(False, "a first look in a minute or two: few tasks and pairs of the shipped world")
     show: str | None = setting(None, "print one encoded row of this task, FILE or FILE#NAME, and exit")
@@ -90,6 +90,11 @@ class TrainSettings:
 def with_recipe(settings: TrainSettings) -> TrainSettings:
     """What suits the base, where it is open (None). Raises ValueError for what cannot be asked for."""
     if settings.quick:
+        given = [settings.mixture != TrainSettings.mixture, settings.steps, settings.epochs]
+        if any(given):
+            raise ValueError(
+                "--quick: expected no --mixture, --steps or --epochs beside it, which it sets, got some"
+            )
         settings = replace(settings, **QUICK)
     check_training(settings)
     recipe = SHIPPED if settings.model == "data/base" else PRETRAINED
@@ -118,6 +123,7 @@ def check_training(settings: TrainSettings) -> None:
     check_numbers(settings)
     check_device(settings.device)
     adapter = settings.init_adapter
+    refuse_both(settings)
     if settings.epochs and settings.steps:
         raise ValueError("--epochs: expected no --steps beside it, got both")
     if adapter and not Path(adapter, "adapter_config.json").is_file():
@@ -134,6 +140,11 @@ def check_training(settings: TrainSettings) -> None:
         raise ValueError(
             "--compile: expected a C++ compiler, found no g++; install one, name another in CXX, or leave --compile out"
         )
+
+
+def refuse_both(settings) -> None:
+    if settings.overwrite and settings.resume:
+        raise ValueError("--overwrite and --resume: expected one of them, got both; --resume alone goes on")
 
 
 # ---- eval.py ------------------------------------------------------------------------------------------
@@ -176,6 +187,7 @@ def check_evaluation(settings: EvalSettings) -> None:
     """Raises ValueError naming the flag."""
     check_numbers(settings)
     check_device(settings.device)
+    refuse_both(settings)
     doing = [name for name in ("score", "calibrate", "merge_to") if getattr(settings, name)]
     if len(doing) > 1:
         raise ValueError("--score, --calibrate and --merge-to: expected one of them, got more")

@@ -12,6 +12,8 @@ def show(settings, device: str) -> str:
     """One row of the task of --show as it is encoded: its text, its ids, the label tokens and their share of
     the probability under the base. settings: train.py's."""
     task = named_task(settings.show)
+    if not task.rows:
+        raise ValueError(f"{task.where}: task {task.name!r}: expected a row to show, got none")
     model = load_model(shipped(settings.model), device=device)
     tokenizer = load_tokenizer(shipped(settings.model), date=settings.date)
     row, limit = task.rows[0], row_limit(model.config, settings.max_tokens)

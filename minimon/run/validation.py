@@ -3,6 +3,7 @@
 from statistics import fmean
 
 import numpy as np
+from torch.nn.functional import logsigmoid
 
 from minimon.evaluate import read
 from minimon.metrics import auroc
@@ -23,7 +24,7 @@ def validate(model, tokenizer, tasks: list[tuple], *, limit, batch_tokens=None) 
     for task, rows in tasks:
         reading = read(model, tokenizer, task, rows, limit=limit, batch_tokens=batch_tokens)
         labels = np.array([row.label for row in rows])
-        losses.append(float(-reading.P.log()[range(len(rows)), labels].mean()))
+        losses.append(float(-logsigmoid(reading.log_odds)[range(len(rows)), labels].mean()))
         areas.append(auroc(reading.log_odds[:, 0].numpy(), labels == 0))
     measured, areas = {}, [area for area in areas if area is not None]
     if losses:

@@ -178,19 +178,18 @@ def prepare(out: Path, about: dict, resume: bool, overwrite: bool) -> Counter | 
     part = part_of(out)
     if overwrite:
         part.unlink(missing_ok=True)
-    elif out.exists():
-        check_about(out, about)
-        return None
-    if part.exists():
-        check_about(part, about)
+    elif part.exists():  # beside a finished file where that is being replaced
+        check_about(part, about_of(part) if about_of(part).exists() else about_of(out), about)
         return scored_already(part)
+    elif out.exists():
+        check_about(out, about_of(out), about)
+        return None
     write_json(about_of(part), about)
     part.touch()
     return Counter()
 
 
-def check_about(path: Path, about: dict) -> None:
-    sidecar = about_of(path)
+def check_about(path: Path, sidecar: Path, about: dict) -> None:
     if not sidecar.is_file():
         raise ValueError(
             f"{path}: expected {sidecar.name} beside it, found none; give --overwrite to start again"
@@ -217,6 +216,8 @@ def scored_already(part: Path) -> Counter:
 
 
 def finish(out: Path) -> None:
+    """The sidecar goes first: a file of scores is never without its own."""
     part = part_of(out)
-    os.replace(about_of(part), about_of(out))
+    if about_of(part).exists():
+        os.replace(about_of(part), about_of(out))
     os.replace(part, out)

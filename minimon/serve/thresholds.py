@@ -16,10 +16,10 @@ import numpy as np
 
 from minimon.files import read_json, write_json
 from minimon.metrics import DRAWS, ece, percentiles, sigmoid
-from minimon.run.cli import shipped
+from minimon.run.load import trained_before
 from minimon.run.lock import locked
 from minimon.run.processes import from_first
-from minimon.tasks import Row, Task, load_mixture
+from minimon.tasks import Row, Task
 
 NAME = "calibration.json"
 SCALE = "log_odds"  # what a stored threshold is compared with
@@ -122,9 +122,10 @@ def calibrate_run(monitor, directory, *, fpr: float, fit: bool = False, on_rows=
 
     Raises ValueError for a row that the run was trained on, whatever file it comes from: its score says
     nothing about new rows."""
-    task, trained = monitor.task, trained_texts(monitor.settings.mixture)
+    task, (before, all_read) = monitor.task, trained_before(directory)
+    trained = {row.text: row.where for old in before for row in old.rows if row.side == "train"}
     rows = calibration_rows(task)
-    seen = [row for row in rows if row.text in (trained or {})]
+    seen = [row for row in rows if row.text in trained]
     if seen:
         raise ValueError(
             f"{seen[0].where}: task {task.name!r}: expected rows that this run was not trained on, got "
@@ -143,7 +144,7 @@ def calibrate_run(monitor, directory, *, fpr: float, fit: bool = False, on_rows=
         "file": task.path.name,
         "rows": rows[0].side,
         "rows_cut": int((left_out > 0).sum()),
-        "checked": trained is not None,
+        "checked": all_read,
         **found,
     }
     with locked(directory):
@@ -159,19 +160,6 @@ def calibration_rows(task: Task) -> list[Row]:
     raise ValueError(
         f"{task.where}: task {task.name!r}: expected validation or test rows to calibrate on, got neither"
     )
-
-
-def trained_texts(mixture_path: str | None) -> dict[str, str] | None:
-    """Text -> file:line of the rows on the training side of a mixture; None where its files cannot be read
-    any more."""
-    if mixture_path is None:
-        return None
-    try:
-        mixture = load_mixture(shipped(mixture_path), check=False)
-        rows = [row for task in mixture.train for row in task.rows if row.side == "train"]
-    except (OSError, ValueError):
-        return None
-    return {row.text: row.where for row in rows}
 
 
 def calibration_lines(task: Task, entry: dict) -> str:
@@ -222,20 +210,25 @@ def save_calibration(directory, task: Task, entry: dict) -> Path:
     """One task's entry of calibration.json; the others stay."""
     path = Path(directory) / NAME
     saved = read_json(path) if path.is_file() else {}
-    write_json(path, saved | {task.name: {"prompt": task.prompt, **entry}})
+    write_json(path, saved | {task.name: {**question(task), **entry}})
     return path
 
 
+def question(task: Task) -> dict:
+    """What a threshold counts for, beside its adapter."""
+    return {"prompt": task.prompt, "prompt_position": task.prompt_position, "labels": list(task.labels)}
+
+
 def find_calibration(directory, task: Task, adapter: str) -> dict | None:
-    """The task's entry, None where it has none. Raises ValueError where it was picked for another adapter or
-    prompt."""
+    """The task's entry, None where it has none. Raises ValueError where it was picked for another adapter,
+    prompt or labels."""
     path = Path(directory) / NAME
     entry = read_json(path).get(task.name) if path.is_file() else None
     if entry is None:
         return None
     if not isinstance(entry, dict):
         entry = {}
-    for key, value in {"scale": SCALE, "adapter": adapter, "prompt": task.prompt}.items():
+    for key, value in {"scale": SCALE, "adapter": adapter, **question(task)}.items():
         if entry.get(key) != value:
             raise ValueError(
                 f"{path}: expected a threshold of this {key} for {task.name!r}, got another's; {AGAIN}"

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from minimon.checkpoint import load_model
 from minimon.files import read_json, write_json, write_text
-from minimon.report.scores import read_scores
+from minimon.report.scores import read_scores, scores_file
 from minimon.run.children import Children, last_line
 from minimon.run.cli import ROOT, one_line_errors, parse, setting, shipped
 from minimon.study.budget import fit_in, measure_speed
@@ -115,7 +115,7 @@ class Study:
     preset: Preset
     out: Path
     cells: list[Cell]
-    trained: dict[str, dict[str, int]]  # see trained_labels
+    trained: dict[tuple[str, str], dict[str, int]]  # see trained_labels
     runs: dict[str, Run] = field(default_factory=dict)  # of finished cells, with their draws
     failed: set[str] = field(default_factory=set)
 
@@ -188,12 +188,6 @@ class Study:
         write_json(self.out / "results.json", about | numbers)
         write_text(self.out / "results.md", text(numbers))
         write_figures(numbers, self.out)
-
-
-def scores_file(directory: Path) -> Path:
-    """scores.jsonl, or the .gz that a repository holds in its place."""
-    path = directory / "scores.jsonl"
-    return path if path.exists() else path.with_suffix(".jsonl.gz")
 
 
 if __name__ == "__main__":

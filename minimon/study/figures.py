@@ -61,7 +61,7 @@ def of_regimes(table: Table, regimes: tuple[str, ...], split: str) -> Table:
     found = {}
     for regime in regimes:
         for place, effect in table.get(regime, {}).items():
-            if split_of(place) == split:
+            if effect and split_of(place) == split:
                 group = "all" if place == split else place.split(" / ")[1].replace("_", "\n")
                 found.setdefault(NAMES.get(regime, regime), {})[group] = effect
     return found
@@ -72,7 +72,7 @@ def of_curve(table: Table) -> Table:
     found = {}
     for tick, effects in table.items():
         for row, effect in effects.items():
-            if row == "new_prompt" or row.startswith(("new_domain", "from the")):
+            if effect and (row == "new_prompt" or row.startswith(("new_domain", "from the"))):
                 found.setdefault(row, {})[tick] = effect
     return found
 
@@ -111,7 +111,8 @@ def heat_map(axis, title: str, table: Table) -> None:
     values = np.full((len(rows), len(table)), np.nan)
     for column, effects in enumerate(table.values()):
         for row, effect in effects.items():
-            values[rows.index(row), column] = effect["mean"]
+            if effect:
+                values[rows.index(row), column] = effect["mean"]
     most = np.nanmax(np.abs(values))
     image = axis.imshow(values, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
     names = [row.removeprefix("new_domain / ") for row in rows]

@@ -53,13 +53,16 @@ def split_of(place: str) -> str:
 # ---- effects -----------------------------------------------------------------------------------------------
 
 
-def effect(levels: np.ndarray) -> dict:
+def effect(levels: np.ndarray) -> dict | None:
     """Levels of S seeds, or differences of them, (S, 2, 1 + D) -> their mean with 95% intervals: seeds are drawn anew in each
-    of D draws.
+    of D draws. None where there is no number: AUROC of one class.
 
     "ci95" is the wider of "transcripts_ci95", of these very tasks, and "tasks_ci95", of such tasks in general."""
+    levels = levels[~np.isnan(levels[:, 0, 0])]
     points, draws = levels[:, 0, 0], levels[:, :, 1:]
     count = len(points)
+    if not count:
+        return None
     seeds = np.random.default_rng(0).integers(count, size=(count, 1, DRAWS))
     drawn = np.take_along_axis(draws, seeds, axis=0).mean(axis=0)  # (2, D)
     bounds = Interval(*map(percentiles, drawn))
@@ -88,7 +91,7 @@ def uplift(runs: list[Run], place: str) -> dict:
 
 def against(runs: list[Run], place: str, others: list[Run]) -> dict | None:
     """The adapters of one regime minus those of another, in AUROC, of the seeds that both have; None without one."""
-    by_seed = {run.cell.seed: run for run in others}
+    by_seed = {run.cell.seed: run for run in others if place in run.tasks}
     shared = [run for run in runs if run.cell.seed in by_seed]
     if not shared:
         return None
@@ -103,11 +106,14 @@ def direction(effect: dict) -> str:
 
 
 def table(runs_of: dict[object, list[Run]], measure: Callable = uplift, splits=SPLITS) -> Table:
-    """Of the runs of each column, place by place: measure(runs, place)."""
+    """Of the runs of each column, place by place: measure(runs, place), of those that were measured there."""
     found = {}
     for column, runs in runs_of.items():
-        places = [place for place in runs[0].tasks if split_of(place) in splits]
-        found[str(column)] = {place: measure(runs, place) for place in places}
+        found[str(column)] = {}
+        for place in dict.fromkeys(place for run in runs for place in run.tasks):
+            if split_of(place) in splits:
+                measured = [run for run in runs if place in run.tasks]
+                found[str(column)][place] = measure(measured, place)
     return found
 
 
@@ -151,46 +157,49 @@ def answers(minus: dict[str, Table]) -> Table:
     minus: what regimes are compared with, "base" or a regime -> regime -> place -> effect."""
     found = {"effect": {}, "verdict": {}, "measured": {}}
     for question in QUESTIONS:
-        effects = {}
+        effects, compared = {}, {}  # what is compared, (split, other) -> the effects over that whole split
         for split, regime, other in question.effects:
+            of_split = compared.setdefault((split, other), [])
             for place, difference in minus[other].get(regime, {}).items():
                 if difference and split_of(place) == split:
                     effects[f"{place}: {regime} - {other}"] = difference
-        whole = [difference for measure, difference in effects.items() if " / " not in measure]
-        if whole:
-            found["effect"][question.words] = whole[0]
-            found["verdict"][question.words] = verdict(effects, question.expected)
+                    of_split += [difference] if place == split else []
+        leading, *others = compared.values()
+        if leading:
+            found["effect"][question.words] = leading[0]
+            found["verdict"][question.words] = verdict(effects, question.expected, whole=all(others))
             directions = [f"{measure}: {direction(difference)}" for measure, difference in effects.items()]
             found["measured"][question.words] = "; ".join(directions)
     return found
 
 
-def verdict(effects: dict[str, dict], expected: int) -> str:
-    """Of one question: "place: regime - other" -> effect; the first over a whole split, its place without " / ", leads.
+def verdict(effects: dict[str, dict], expected: int, whole: bool = True) -> str:
+    """Of one question: "place: regime - other" -> effect; a place without " / " is a whole split. whole: all that the question
+    compares was measured.
 
     Shown: all differences over a whole split have the expected sign. In part: some difference has it, of a group perhaps.
     Not shown: none has, and an effect of MARGIN would have been seen; otherwise the study is too small to tell."""
     wanted = "more" if expected > 0 else "less"
-    whole = [effect for measure, effect in effects.items() if " / " not in measure]
-    if all(direction(effect) == wanted for effect in whole):
+    of_splits = [effect for measure, effect in effects.items() if " / " not in measure]
+    if whole and all(direction(effect) == wanted for effect in of_splits):
         return "shown"
     if any(direction(effect) == wanted for effect in effects.values()):
         return "in part"
-    possible = max(bound * expected for bound in whole[0]["ci95"])
+    possible = max(bound * expected for effect in of_splits for bound in effect["ci95"])
     return "not shown" if possible < MARGIN else "not answerable at this size"
 
 
 # ---- the old question --------------------------------------------------------------------------------------
 
 
-def as_trained(scores: Splits, trained: dict[str, dict[str, int]]) -> dict[str, list[Scores]]:
+def as_trained(scores: Splits, trained: dict[tuple[str, str], dict[str, int]]) -> dict[str, list[Scores]]:
     """The pairs of new_prompt on which the trained question and the new one differ, with the trained one's label.
 
-    trained: task of new_prompt -> hash of a text -> the trained question's label."""
+    trained: group and task of new_prompt -> hash of a text -> the trained question's label."""
     groups = {}
     for group, tasks in scores.get("new_prompt", {}).items():
         for task in tasks:
-            labels = trained.get(task.task, {})
+            labels = trained.get((group, task.task), {})
             old = np.array([labels.get(text, -1) for text in task.clusters])
             differs = (old >= 0) & (old != task.labels)
             if differs.any():
@@ -207,26 +216,29 @@ def as_trained(scores: Splits, trained: dict[str, dict[str, int]]) -> dict[str, 
     return groups
 
 
-def trained_labels(mixture: Mixture) -> dict[str, dict[str, int]]:
-    """Task of new_prompt -> hash of a text, as in scores.jsonl -> the answer that the trained question asks for.
+def trained_labels(mixture: Mixture) -> dict[tuple[str, str], dict[str, int]]:
+    """Group and task of new_prompt -> hash of a text, as in scores.jsonl -> the answer that the trained question asks for.
 
     Of several questions trained on these texts: the one with most of them, and of those one of the same criterion."""
     found = {}
-    for task in mixture.split_tasks("new_prompt"):
-        texts = {row.text for row in task.rows}
-        most = (0, False)
-        for old in mixture.train:
-            shared = [row for row in old.rows if row.text in texts]
-            rank = (len(shared), old.criterion == task.criterion)
-            if rank > most:
-                most, answers = rank, same_words(old, task)
-                found[task.name] = {text_hash(row.text): answers[row.label] for row in shared}
+    for group, tasks in mixture.splits.get("new_prompt", {}).items():
+        for task in tasks:
+            texts = {row.text for row in task.rows}
+            most = (0, False)
+            for old in mixture.train:
+                shared = [row for row in old.rows if row.text in texts]
+                rank = (len(shared), old.criterion == task.criterion)
+                if rank > most:
+                    most, answers = rank, same_words(old, task)
+                    found[group, task.name] = {text_hash(row.text): answers[row.label] for row in shared}
     return found
 
 
 def same_words(old: Task, new: Task) -> list[int]:
-    """Label of the old task -> the new one's that bears the same word; of other words, the one in the same place."""
+    """Label of the old task -> the new one's that bears the same word; of other words, the one in the same place, -1 where
+    there is none."""
     words, answers = list(new.labels), []
     for place, word in enumerate(old.labels):
-        answers.append(words.index(word) if word in words else place)
+        same_place = place if place < len(words) else -1
+        answers.append(words.index(word) if word in words else same_place)
     return answers

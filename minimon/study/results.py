@@ -131,14 +131,22 @@ def grid(title: str, columns: Table, sign: str = "+") -> str:
     rows = list(dict.fromkeys(row for column in columns.values() for row in column))
     lines = [["", *columns], ["---"] * (1 + len(columns))]
     for row in rows:
-        lines.append([row, *(shown(column.get(row), sign) for column in columns.values())])
+        lines.append([row])
+        for column in columns.values():
+            most = max(map(seeds, column.values()), default=0)
+            lines[-1].append(shown(column.get(row), sign, most))
     written = [f"| {' | '.join(line)} |" for line in lines]
     return "\n".join([f"## {title}\n", *written]) if rows else ""
 
 
-def shown(value, sign: str = "+") -> str:
-    """An effect with its interval, a number, or words."""
+def seeds(value) -> int:
+    return len(value["seeds"]) if isinstance(value, dict) else 0
+
+
+def shown(value, sign: str = "+", most: int = 0) -> str:
+    """An effect with its interval, a number, or words; how many seeds an effect is of where others are of more."""
     if isinstance(value, dict):
         low, high = value["ci95"]
-        return f"{value['mean']:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]"
+        fewer = f" ({seeds(value)} of {most} seeds)" if seeds(value) < most else ""
+        return f"{value['mean']:{sign}.3f} [{low:{sign}.3f}, {high:{sign}.3f}]{fewer}"
     return f"{value:.3f}" if isinstance(value, float) else "-" if value is None else str(value)
