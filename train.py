@@ -15,7 +15,7 @@ from dataclasses import asdict
 
 import torch
 
-from minimon.batch import most_tokens, row_limit, task_label_ids
+from minimon.batch import most_tokens, row_limit
 from minimon.evaluate import check_questions, compare, evaluation_rows
 from minimon.files import resolve, sha256
 from minimon.lora import adapter_tensors, add_lora, load_adapter, save_adapter
@@ -33,7 +33,14 @@ from minimon.run.settings import TrainSettings as Settings
 from minimon.run.settings import with_recipe, with_steps
 from minimon.run.show import opening_lines, show
 from minimon.run.validation import no_longer_falls, validate, validation_losses, validation_rows
-from minimon.steps import check_conversations, count_passes, instruction_plan, training_step, training_steps
+from minimon.steps import (
+    check_conversations,
+    encode_groups,
+    instruction_plan,
+    step_passes,
+    training_step,
+    training_steps,
+)
 from minimon.study.self_labels import training_rows
 from minimon.tasks import load_mixture
 from minimon.tokenizer import load_tokenizer
@@ -59,10 +66,9 @@ def main(settings: Settings) -> int:
 
 
 def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
-    # data: every label is one token; an evaluation task may bear a training task's name
+    # data
     base = resolve(shipped(settings.model))
     tokenizer = load_tokenizer(base, date=run.settings["date"])
-    label_ids = {task.name: task_label_ids(tokenizer, task) for task in mixture.train}
     schedule, conversations = instruction_plan(settings, mixture)
     validated = validation_rows(mixture)
     if settings.stop_early and (not validated or len(schedule) > 1):
@@ -111,20 +117,17 @@ def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
                 bar.write(f"{early}: the validation loss no longer falls", sys.stderr)
                 break
             step_started = time.time()
-            share, passes = processes.own_share(groups, [group.characters for group in groups]), 0
+            share = processes.own_share(groups, [group.characters for group in groups])
+            encoded, most = encode_groups(tokenizer, share, limit), 0
             if settings.shard:  # every process holds a piece of the base, so all take equally many passes
-                own = count_passes(tokenizer, share, label_ids, batch_tokens=batch_tokens, limit=limit)
-                passes = max(processes.gathered(own))
+                most = max(processes.gathered(len(step_passes(encoded, batch_tokens))))
             result = training_step(
                 model,
-                tokenizer,
-                share,
-                label_ids,
-                step_groups=groups,
+                encoded,
+                groups,
                 loss=settings.loss,
                 batch_tokens=batch_tokens,
-                limit=limit,
-                passes=passes,
+                at_least=most,
             )
             batch_tokens = result.batch_tokens  # half of it where memory ran out
             counts = {"tokens": result.tokens, "rows_cut": result.rows_cut, "stopping": bool(stop)}

@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minimon.ops import Rotate
-
 FULL, SLIDING = "full_attention", "sliding_attention"  # layer types, as in config.json
 MASK_ENTRIES = 2**22  # of an attention mask at a time; more queries are taken piece by piece
 
@@ -90,7 +88,6 @@ class DecodingStep:
     def __init__(self, config, positions: Tensor, full_lengths: list[int], dtype: torch.dtype):
         self.positions = positions  # (B,)
         self.rotations = rotations(config, list(positions.split(1)), full_lengths, dtype)
-        self.last = torch.arange(len(positions), device=positions.device)
 
     def attend(self, q, k, v, past, window, scale, last_only=False) -> Tensor:
         """q (B, H, D), k and v (B, K, D), past (B, K, S, D) twice, written in place -> (B, H D)."""
@@ -160,9 +157,11 @@ def rotation(rope, positions: list[Tensor], full_lengths: list[int]) -> tuple[Te
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """x (N, heads, D) -> the same, its first d dimensions rotated in the dtype of cos and sin (N, 1, d), the others as they are."""
-    d = cos.shape[-1]
-    rotated = Rotate.apply(x[..., :d].to(cos.dtype), cos, sin).to(x.dtype)
-    return torch.cat((rotated, x[..., d:]), dim=-1) if d < x.shape[-1] else rotated
+    turned, rest = x.split((cos.shape[-1], x.shape[-1] - cos.shape[-1]), dim=-1)
+    turned = turned.to(cos.dtype)
+    one, two = turned.chunk(2, dim=-1)
+    turned = turned * cos + torch.cat((-two, one), dim=-1) * sin
+    return torch.cat((turned.to(x.dtype), rest), dim=-1) if rest.shape[-1] else turned.to(x.dtype)
 
 
 # ---- causal attention --------------------------------------------------------------------------------------------

@@ -74,6 +74,48 @@ def encode_row(
         raise ValueError(f"{task.where}: task {task.name!r}: {error}") from error
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """Rows of one task as ids, up to the answer."""
+
+    ids: list[list[int]]
+    label_ids: list[int]  # of the task
+    left_out: list[int]  # tokens of each text that were cut to fit
+    labels: list[int]  # index of each row's label; none of mere texts
+    complete: list[bool] | None = None  # of each thought: it ended by itself, in the form that was asked for
+
+    @property
+    def tokens(self) -> int:
+        """With the shared prefix once."""
+        shared = common_prefix(self.ids) if len(self.ids) > 1 else 0
+        return sum(map(len, self.ids)) - shared * (len(self.ids) - 1)
+
+    def parts(self, batch_tokens: int) -> list["Encoded"]:
+        """Of at most `batch_tokens`, or of one row."""
+        if self.tokens <= batch_tokens or len(self.ids) == 1:
+            return [self]
+        middle, found = (len(self.ids) + 1) // 2, []
+        for half in (slice(middle), slice(middle, None)):
+            part = Encoded(self.ids[half], self.label_ids, self.left_out[half], self.labels[half])
+            found += part.parts(batch_tokens)
+        return found
+
+
+def encode(tokenizer: Tokenizer, task: Task, rows, limit: Limit = NO_LIMIT) -> Encoded:
+    """rows: tasks.Row, or texts."""
+    encoded = [encode_row(tokenizer, task, text, limit=limit) for text in texts_of(rows)]
+    return Encoded(
+        ids=[row.ids for row in encoded],
+        label_ids=task_label_ids(tokenizer, task),
+        left_out=[row.left_out for row in encoded],
+        labels=[row.label for row in rows if isinstance(row, Row)],
+    )
+
+
+def texts_of(rows) -> list[str]:
+    return [row if isinstance(row, str) else row.text for row in rows]
+
+
 def task_label_ids(tokenizer: Tokenizer, task: Task, *, thinking: bool = False) -> list[int]:
     """The token of each of the task's labels. Raises ValueError naming file and task for one that is not a token of its own."""
     try:

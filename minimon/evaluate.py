@@ -16,15 +16,18 @@ from torch import Tensor
 
 from minimon.batch import (
     NO_LIMIT,
+    Encoded,
     EncodedRow,
     Limit,
     common_prefix,
+    encode,
     encode_row,
     fit,
     in_halves,
     pack,
     rope_switch,
     task_label_ids,
+    texts_of,
     token_batches,
 )
 from minimon.generate import generate
@@ -50,15 +53,6 @@ class Question(NamedTuple):
     @property
     def texts(self) -> list[str]:
         return texts_of(self.rows)
-
-
-class Encoded(NamedTuple):
-    """A task's rows as ids, up to the answer."""
-
-    ids: list[list[int]]
-    label_ids: list[int]
-    left_out: list[int]  # tokens of each text that were cut to fit
-    complete: list[bool] | None = None  # of each thought: it ended by itself, in the form that was asked for
 
 
 class Reading(NamedTuple):
@@ -318,6 +312,7 @@ def write_thoughts(
                 ids=[row.ids + thought.ids for row, thought in zip(prompts[own], closed)],
                 label_ids=task_label_ids(tokenizer, question.task, thinking=True),
                 left_out=[row.left_out for row in prompts[own]],
+                labels=[],
                 complete=[thought.complete for thought in closed],
             )
         )
@@ -353,19 +348,6 @@ def score(
 def read(model, tokenizer, task: Task, rows, *, limit: Limit = NO_LIMIT, **options) -> Reading:
     """`score`, with what else the answer positions say. options: of `read_encoded`."""
     return read_encoded(model, encode(tokenizer, task, rows, limit), **options)
-
-
-def encode(tokenizer: Tokenizer, task: Task, rows, limit: Limit = NO_LIMIT) -> Encoded:
-    encoded = [encode_row(tokenizer, task, text, limit=limit) for text in texts_of(rows)]
-    return Encoded(
-        ids=[row.ids for row in encoded],
-        label_ids=task_label_ids(tokenizer, task),
-        left_out=[row.left_out for row in encoded],
-    )
-
-
-def texts_of(rows) -> list[str]:
-    return [row if isinstance(row, str) else row.text for row in rows]
 
 
 def read_encoded(

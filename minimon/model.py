@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from minimon.attention import SLIDING, Cache, DecodingStep, Layout, Span, rotate
-from minimon.ops import GatedSiLU, Normalize
+from minimon.ops import GatedSiLU
 
 
 @dataclass(frozen=True)
@@ -261,7 +261,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.zeros(size) if self.plus_one else torch.ones(size))
 
     def forward(self, x):
-        y = Normalize.apply(x, self.eps)
+        y = F.rms_norm(x.float(), x.shape[-1:], eps=self.eps)
         if not self.in_fp32:  # Llama's order: cast, then the gain
             return self.weight * y.to(x.dtype)
         gain = 1.0 + self.weight.float() if self.plus_one else self.weight.float()

@@ -1,4 +1,4 @@
-"""Four steps of a block with their gradients written out: fewer passes over memory than autograd makes of them, the same values.
+"""Two steps of a block with their gradients written out: fewer passes over memory than autograd makes of them, the same values.
 
 Forward they round as the formulas beside them do in PyTorch, so logits stay equal to transformers' to the bit. n stands for any
 leading dimensions.
@@ -42,45 +42,6 @@ class LoRAProduct(Function):
             dx = dy @ weight
             dx = (dx.addmm_(dlow, A) if dx.dtype == A.dtype else dx.add_(dlow @ A)).view(shape)
         return dx, None, None, dlow.T @ x.float(), (dy.float().T @ low).mul_(ctx.scaling), None
-
-
-class Normalize(Function):
-    """x (n, C) -> x r, r = 1 / sqrt(mean(x^2) + eps), in fp32.    dx = r (dy - y mean(dy y))."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, eps: float) -> Tensor:
-        r = torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True).add_(eps))  # (n, 1)
-        ctx.save_for_backward(x, r)
-        return x.float() * r
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        x, r = ctx.saved_tensors
-        y = x.float() * r
-        return (dy - y.mul_((dy * y).mean(-1, keepdim=True))).mul_(r).to(x.dtype), None
-
-
-class Rotate(Function):
-    """x (n, d), cos and sin broadcastable to it, each of two equal halves -> x cos + (-x2, x1) sin; backward it turns by the opposite angle."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        ctx.save_for_backward(cos, sin)
-        return turn(x, cos, sin)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy):
-        cos, sin = ctx.saved_tensors
-        return turn(dy, cos, -sin), None, None
-
-
-def turn(x, cos, sin):
-    half, y = x.shape[-1] // 2, x * cos
-    y[..., :half] -= x[..., half:] * sin[..., :half]
-    y[..., half:] += x[..., :half] * sin[..., half:]
-    return y
 
 
 class GatedSiLU(Function):

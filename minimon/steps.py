@@ -5,7 +5,6 @@ passes as `batch_tokens` allows; the gradient is that of the mean over the step'
 """
 
 import math
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -13,11 +12,10 @@ import torch
 from minimon.attention import Span
 from minimon.batch import (
     NO_LIMIT,
+    Encoded,
     Group,
     Limit,
-    Pass,
-    common_prefix,
-    encode_row,
+    encode,
     pack,
     rope_switch,
     token_batches,
@@ -100,6 +98,23 @@ def lr_factor(step: int, steps: int, warmup: int, decay: str) -> float:
 # ---- one step --------------------------------------------------------------------------------------------------------
 
 
+class EncodedConversation(NamedTuple):
+    ids: list[int]
+    begin: int  # ids[begin:end] is the assistant's last turn, what is trained on
+    end: int
+
+
+EncodedGroups = list[Encoded | list[EncodedConversation]]
+
+
+class StepPass(NamedTuple):
+    """What goes through the model together: rows of one task or several, or conversations."""
+
+    rows: list[Encoded]
+    conversations: list[EncodedConversation]
+    weight: float = 1.0  # of the loss of one token that is trained on, in the sum over the step's rows
+
+
 class StepResult(NamedTuple):
     """Of the groups that one process took; losses and counts of several processes add up to those of the step."""
 
@@ -110,38 +125,57 @@ class StepResult(NamedTuple):
     batch_tokens: int  # of a pass, as asked or as it fitted
 
 
-@dataclass(frozen=True)
-class EncodedGroup:
-    """Classification rows of one task, encoded."""
-
-    texts: list[list[int]]
-    label_ids: list[int]  # of the task
-    labels: list[int]  # index of each row's label
-    rows_cut: int
-
-    @property
-    def tokens(self) -> int:
-        """With the shared prefix once."""
-        shared = common_prefix(self.texts) if len(self.texts) > 1 else 0
-        return sum(map(len, self.texts)) - shared * (len(self.texts) - 1)
-
-    def parts(self, batch_tokens: int) -> list["EncodedGroup"]:
-        """Of at most `batch_tokens`, or of one row."""
-        if self.tokens <= batch_tokens or len(self.texts) == 1:
-            return [self]
-        middle = (len(self.texts) + 1) // 2
-        first = replace(self, texts=self.texts[:middle], labels=self.labels[:middle])
-        rest = replace(self, texts=self.texts[middle:], labels=self.labels[middle:])
-        return [*first.parts(batch_tokens), *rest.parts(batch_tokens)]
+def encode_groups(tokenizer: Tokenizer, groups: list[Group], limit: Limit = NO_LIMIT) -> EncodedGroups:
+    encoded = []
+    for group in groups:
+        if group.task:
+            encoded.append(encode(tokenizer, group.task, group.rows, limit))
+        else:
+            encoded.append(encode_conversations(tokenizer, group.rows))
+    return encoded
 
 
-def training_step(model, *arguments, batch_tokens: int = 2048, passes: int = 0, **options) -> StepResult:
-    """`add_gradients`; where CUDA is out of memory once more, in passes of half the tokens."""
+def step_passes(groups: EncodedGroups, batch_tokens: int) -> list[StepPass]:
+    """As few as `batch_tokens` allows, of about equal tokens. A group is cut only where it alone has more, since its parts repeat
+    the prefix."""
+    parts = [part for group in groups if isinstance(group, Encoded) for part in group.parts(batch_tokens)]
+    passes = []
+    for batch in token_batches([part.tokens for part in parts], batch_tokens):
+        passes.append(StepPass([parts[i] for i in sorted(batch)], []))
+    for group in groups:
+        if not isinstance(group, Encoded):
+            said = sum(
+                text.end - text.begin for text in group
+            )  # its mean over these counts as much as its rows
+            for batch in token_batches([len(text.ids) for text in group], batch_tokens):
+                passes.append(StepPass([], [group[i] for i in batch], len(group) / said))
+    return passes
+
+
+def training_step(
+    model,
+    groups: EncodedGroups,
+    step_groups: list[Group],
+    *,
+    loss: str = "vocab",
+    batch_tokens: int = 2048,
+    at_least: int = 0,
+) -> StepResult:
+    """Adds the gradient of these groups to the adapter's: their part of the mean over the rows of the whole step, `step_groups`,
+    which several processes may share.
+
+    loss: "vocab" or "label". at_least: so many passes, where all processes have to take equally many; those too many add nothing.
+    Where CUDA is out of memory, once more in passes of half the tokens."""
     while True:
         try:
-            return add_gradients(model, *arguments, batch_tokens=batch_tokens, passes=passes, **options)
+            passes = step_passes(groups, batch_tokens)
+            losses, tokens = add_gradients(model, passes, step_groups, loss, at_least)
+            cut = [
+                left_out > 0 for group in groups if isinstance(group, Encoded) for left_out in group.left_out
+            ]
+            return StepResult(losses, tokens, sum(cut), batch_tokens)
         except torch.OutOfMemoryError as error:
-            if batch_tokens < 2 * FEWEST_TOKENS or passes:
+            if batch_tokens < 2 * FEWEST_TOKENS or at_least:
                 raise ValueError(
                     "out of memory in a step; give a lower --batch-tokens or --max-tokens, or --gradient-checkpointing"
                 ) from error
@@ -151,121 +185,47 @@ def training_step(model, *arguments, batch_tokens: int = 2048, passes: int = 0, 
 
 
 def add_gradients(
-    model,
-    tokenizer: Tokenizer,
-    groups: list[Group],
-    label_ids: dict[str, list[int]],
-    *,
-    step_groups: list[Group] | None = None,
-    loss: str = "vocab",
-    batch_tokens: int,
-    limit: Limit = NO_LIMIT,
-    passes: int = 0,
-) -> StepResult:
-    """Adds the gradient of these groups to the adapter's.
-
-    label_ids: of each task, by name. step_groups: of the whole step, where several processes share it. loss: "vocab" or "label".
-    passes: at least so many, where all processes have to take equally many; those too many add nothing."""
-    step_groups = groups if step_groups is None else step_groups
-    batch_size = sum(len(group.rows) for group in step_groups)
-    conversation_count = sum(len(group.rows) for group in step_groups if group.task is None)
-    answers = [encode_group(tokenizer, group, label_ids, limit) for group in groups if group.task]
-    conversations = [encode_conversations(tokenizer, group.rows) for group in groups if group.task is None]
-
-    sums = {"loss": 0.0, "instruct_loss": 0.0}
-    tokens, taken = 0, 0
-    for parts in answer_passes(answers, batch_tokens):
-        batch, loss_sum = answer_loss(model, parts, loss)
-        (loss_sum / batch_size).backward()
-        sums["loss"] = sums["loss"] + loss_sum.detach()
-        tokens += len(batch.tokens)
-        taken += 1
-    for texts in conversations:
-        said = sum(text.end - text.begin for text in texts)
-        for indices in token_batches([len(text.ids) for text in texts], batch_tokens):
-            count, loss_sum = conversation_loss(model, [texts[i] for i in indices])
-            weighted = (
-                loss_sum / said * len(texts)
-            )  # mean over the group's answer tokens, weighted by its rows
-            (weighted / batch_size).backward()
-            sums["instruct_loss"] = sums["instruct_loss"] + weighted.detach()
-            tokens += count
-            taken += 1
+    model, passes: list[StepPass], step_groups: list[Group], loss: str, at_least: int
+) -> tuple[dict[str, float], int]:
+    """-> (losses, tokens) of a StepResult."""
+    counts = {"loss": 0, "instruct_loss": 0}  # rows of the step, conversations of it
+    for group in step_groups:
+        counts["loss" if group.task else "instruct_loss"] += len(group.rows)
+    sums, tokens = dict.fromkeys(counts, 0.0), 0
+    for rows, conversations, weight in passes:
+        if rows:
+            name, (count, loss_sum) = "loss", answer_loss(model, rows, loss)
+        else:
+            name, (count, loss_sum) = "instruct_loss", conversation_loss(model, conversations)
+        (loss_sum * weight / sum(counts.values())).backward()
+        sums[name] = sums[name] + loss_sum.detach() * weight
+        tokens += count
     nothing = torch.zeros(1, 1, dtype=torch.long, device=model.lm_head.weight.device)
-    while taken < passes:  # a pass that all processes must take part in and that adds nothing
+    for _ in range(at_least - len(passes)):
         (model(nothing).sum() * 0.0).backward()
-        taken += 1
-
-    losses = {}
-    if conversation_count < batch_size:
-        losses["loss"] = float(sums["loss"]) / (batch_size - conversation_count)
-    if conversation_count:
-        losses["instruct_loss"] = float(sums["instruct_loss"]) / conversation_count
-    return StepResult(losses, tokens, sum(group.rows_cut for group in answers), batch_tokens)
+    return {name: float(sums[name]) / count for name, count in counts.items() if count}, tokens
 
 
-def count_passes(
-    tokenizer, groups: list[Group], label_ids, *, batch_tokens: int, limit: Limit = NO_LIMIT
-) -> int:
-    """How many passes training_step takes for these groups."""
-    answers = [encode_group(tokenizer, group, label_ids, limit) for group in groups if group.task]
-    count = len(answer_passes(answers, batch_tokens))
-    for group in groups:
-        if group.task is None:
-            lengths = [len(text.ids) for text in encode_conversations(tokenizer, group.rows)]
-            count += len(token_batches(lengths, batch_tokens))
-    return count
-
-
-# ---- classification rows -----------------------------------------------------------------------------------------
-
-
-def encode_group(tokenizer, group: Group, label_ids: dict[str, list[int]], limit: Limit) -> EncodedGroup:
-    encoded = [encode_row(tokenizer, group.task, row.text, limit=limit) for row in group.rows]
-    return EncodedGroup(
-        texts=[row.ids for row in encoded],
-        label_ids=label_ids[group.task.name],
-        labels=[row.label for row in group.rows],
-        rows_cut=sum(row.left_out > 0 for row in encoded),
-    )
-
-
-def answer_passes(groups: list[EncodedGroup], batch_tokens: int) -> list[list[EncodedGroup]]:
-    """Groups in passes of about equal tokens, at most `batch_tokens`. A group is cut only where it alone has more, since its
-    parts repeat the prefix."""
-    parts = [part for group in groups for part in group.parts(batch_tokens)]
-    batches = token_batches([part.tokens for part in parts], batch_tokens)
-    return [[parts[i] for i in sorted(batch)] for batch in batches]
-
-
-def answer_loss(model, groups: list[EncodedGroup], loss: str) -> tuple[Pass, torch.Tensor]:
-    """-> (the pass that was taken, the sum () of the rows' losses)."""
+def answer_loss(model, groups: list[Encoded], loss: str) -> tuple[int, torch.Tensor]:
+    """-> (tokens that went through the model, sum () of the rows' losses)."""
     device, weight = model.lm_head.weight.device, model.lm_head.weight
     scale = 1 / model.config.logits_scaling
-    batch = pack([group.texts for group in groups], switch=rope_switch(model.config))
-    hidden = model.last_hidden(batch.tokens.to(device), batch.spans)  # (B, C)
+    batch = pack([group.ids for group in groups], switch=rope_switch(model.config))
+    hidden = model.last_hidden(batch.tokens.to(device), batch.spans)
+    hidden = hidden[torch.tensor(batch.order, device=device).argsort()]  # (B, C) in the order of the groups
     if loss == "vocab":
         targets = [group.label_ids[label] for group in groups for label in group.labels]
-        targets = torch.tensor([targets[i] for i in batch.order], device=device)  # (B,)
-        return batch, vocab_token_loss(hidden, weight, targets, scale=scale) * len(targets)
-    place = {text: row for row, text in enumerate(batch.order)}
-    total, first = 0.0, 0
-    for group in groups:
-        rows = torch.tensor([place[first + i] for i in range(len(group.texts))], device=device)
+        targets = torch.tensor(targets, device=device)  # (B,)
+        return len(batch.tokens), vocab_token_loss(hidden, weight, targets, scale=scale) * len(targets)
+    total = 0.0
+    for group, of_group in zip(groups, hidden.split([len(group.ids) for group in groups])):
         targets = torch.tensor(group.labels, device=device)
-        mean = label_token_loss(hidden[rows], weight, group.label_ids, targets, scale=scale)
+        mean = label_token_loss(of_group, weight, group.label_ids, targets, scale=scale)
         total = total + mean * len(targets)
-        first += len(group.texts)
-    return batch, total
+    return len(batch.tokens), total
 
 
 # ---- conversations ---------------------------------------------------------------------------------------------------
-
-
-class EncodedConversation(NamedTuple):
-    ids: list[int]
-    begin: int  # ids[begin:end] is the assistant's last turn, what is trained on
-    end: int
 
 
 def encode_conversations(

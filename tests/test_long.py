@@ -236,7 +236,7 @@ def test_scores_and_answers_are_the_same_where_memory_ran_out(base, monkeypatch)
     whole = model.run
 
     def run_small(tokens, layout, *arguments, **options):
-        if len(layout.last) > 2:
+        if len(getattr(layout, "last", tokens)) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return whole(tokens, layout, *arguments, **options)
 
@@ -255,7 +255,7 @@ def test_a_step_that_ran_out_of_memory_is_taken_in_smaller_passes_from_then_on(
     answer_loss, tried = minimon.steps.answer_loss, []
 
     def loss(model, groups, kind):
-        tried.append(sum(len(group.texts) for group in groups))
+        tried.append(sum(len(group.ids) for group in groups))
         if tried[-1] > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return answer_loss(model, groups, kind)

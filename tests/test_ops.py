@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minimon.ops import GatedSiLU, LoRAProduct, Normalize, Rotate
+from minimon.ops import GatedSiLU, LoRAProduct
 
 
 def tensors(*shapes, dtype=torch.float64):
@@ -20,37 +20,10 @@ def lora(x, weight, bias, A, B, scaling=1.3):
     return (y + scaling * (x.float() @ A.T @ B.T)).to(y.dtype)
 
 
-def angles(T, d):
-    turns = torch.outer(torch.arange(T).double(), torch.linspace(0.1, 1.0, d // 2).double()).repeat(1, 2)
-    return turns.cos(), turns.sin()
-
-
-def rotate(x, cos, sin):
-    half = x.shape[-1] // 2
-    return x * cos + torch.cat((-x[..., half:], x[..., :half]), dim=-1) * sin
-
-
-def normalize(x):
-    return x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6)
-
-
-CASES = {  # name: (written out, its plain twin, shapes of what has a gradient)
-    "normalize": (lambda x: Normalize.apply(x, 1e-6), normalize, [(3, 5, 16)]),
-    "gated silu": (GatedSiLU.apply, lambda gate, up: F.silu(gate) * up, [(3, 5, 16)] * 2),
-    "rotate": (
-        lambda x: Rotate.apply(x, *(a.to(x.dtype) for a in angles(5, 8))),
-        lambda x: rotate(x, *(a.to(x.dtype) for a in angles(5, 8))),
-        [(2, 3, 5, 8)],
-    ),
-}
-
-
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
-@pytest.mark.parametrize("name", CASES)
-def test_value_and_gradient_equal_the_plain_twins(name, dtype):
-    written, plain, shapes = CASES[name]
-    ours, theirs = tensors(*shapes, dtype=dtype), tensors(*shapes, dtype=dtype)
-    y, z = written(*ours), plain(*theirs)
+def test_gated_silu_equals_its_plain_twin(dtype):
+    ours, theirs = tensors(*[(3, 5, 16)] * 2, dtype=dtype), tensors(*[(3, 5, 16)] * 2, dtype=dtype)
+    y, z = GatedSiLU.apply(*ours), F.silu(theirs[0]) * theirs[1]
     assert torch.equal(y, z) and y.dtype == z.dtype
     dy = tensors(y.shape, dtype=y.dtype)[0].detach()
     for a, b in zip(torch.autograd.grad(y, ours, dy), torch.autograd.grad(z, theirs, dy)):

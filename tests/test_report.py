@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from forks import ended
 
-from minimon.metrics import Scores, ece, intervals, measures, sigmoid, tpr_at_fpr
+from minimon.metrics import Scores, intervals, measures, sigmoid, tpr_at_fpr
 from minimon.report import build_report, read_scores, reading, table, verdict_line, write_report
 from minimon.report.__main__ import main as write_again
-from minimon.report.data import RATES, curve, reliability
+from minimon.report.data import RATES, curve
 from minimon.report.html import page
 from minimon.report.scores import write_scores
 from minimon.report.svg import figures
@@ -129,18 +129,6 @@ def test_the_roc_goes_through_the_points_of_the_metrics():
         expected = [tpr_at_fpr(tasks[0].of(which)[:, 0], positives, rate) for rate in RATES]
         assert found[which] == expected and found[which] == sorted(found[which])
     assert curve([task("t", n=60)])["adapter"][:4] == [None] * 4  # 30 negatives hold no FPR of 1%
-
-
-def test_reliability_adds_up_to_the_ece():
-    one = task("t", n=2000)
-    found = reliability(one.score("adapter"), one.positives)
-    gaps = [
-        n * abs(mean - share)
-        for n, mean, share in zip(found["rows"], found["mean"], found["positive"], strict=True)
-        if n
-    ]
-    expected = ece(sigmoid(one.adapter)[:, 0], one.positives, bins=10)
-    assert sum(found["rows"]) == 2000 and sum(gaps) / 2000 == pytest.approx(expected)
 
 
 # ---- scores.jsonl

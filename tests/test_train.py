@@ -17,11 +17,11 @@ import eval as evaluation
 import minimon.run.measured
 import minimon.steps
 import train
-from minimon.batch import NO_LIMIT, encode_row, pack, training_order
+from minimon.batch import encode_row, pack, training_order
 from minimon.checkpoint import load_model
 from minimon.lora import adapter_tensors, add_lora
 from minimon.run.cli import one_line_errors
-from minimon.steps import answer_passes, encode_group, training_step
+from minimon.steps import encode_groups, step_passes, training_step
 from minimon.tasks import load_mixture
 from minimon.tokenizer import load_tokenizer
 
@@ -209,7 +209,8 @@ def test_a_step_in_ragged_passes_has_the_gradient_of_the_plain_batch(mixture, lo
             target = row.label if loss == "label" else ids[group.task.name][row.label]
             plain = plain - logits.log_softmax(-1)[target] / 12
     expected = torch.autograd.grad(plain, parameters)
-    result = training_step(model, tokenizer, groups, ids, loss=loss, batch_tokens=batch_tokens)
+    encoded = encode_groups(tokenizer, groups)
+    result = training_step(model, encoded, groups, loss=loss, batch_tokens=batch_tokens)
     assert result.losses["loss"] == pytest.approx(plain.item(), rel=1e-5)
     for parameter, gradient in zip(
         parameters, expected
@@ -221,14 +222,13 @@ def test_passes_have_about_equal_tokens_and_every_row_once(mixture):
     small, tokenizer = load_mixture(mixture), load_tokenizer(ROOT / "data/base")
     rows = {task.name: small.train_rows(task, 0) for task in small.train}
     (groups,) = training_order(small, rows, [], seed=0, steps=1, batch_size=24, group_size=8)
-    ids = {task.name: tokenizer.label_ids(list(task.labels)) for task in small.train}
-    encoded = [encode_group(tokenizer, group, ids, NO_LIMIT) for group in groups]
-    passes = answer_passes(encoded, 500)
-    texts = [text for parts in passes for group in parts for text in group.texts]
-    assert sorted(texts) == sorted(text for group in encoded for text in group.texts)
-    tokens = [len(pack([group.texts for group in parts]).tokens) for parts in passes]
+    encoded = encode_groups(tokenizer, groups)
+    passes = step_passes(encoded, 500)
+    texts = [text for taken in passes for part in taken.rows for text in part.ids]
+    assert sorted(texts) == sorted(text for group in encoded for text in group.ids)
+    tokens = [len(pack([part.ids for part in taken.rows]).tokens) for taken in passes]
     assert len(passes) > 2 and max(tokens) <= 500 + max(map(len, texts)) and min(tokens) > max(tokens) / 2
-    assert len(answer_passes(encoded, 10**6)) == 1
+    assert len(step_passes(encoded, 10**6)) == 1
 
 
 def test_scores_are_streamed_as_jsonl_in_order(run, tmp_path, capsys):

@@ -5,7 +5,6 @@ import numpy as np
 from minimon.metrics import (
     WITH_INTERVAL,
     Scores,
-    binned,
     chance,
     inter_task_generalization,
     intervals,
@@ -13,13 +12,11 @@ from minimon.metrics import (
     measures,
     performance,
     pooled,
-    sigmoid,
     tpr_at_fpr,
 )
 
 SIDES = ("base", "adapter")
 RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # FPRs of a ROC
-RELIABILITY_BINS = 10
 HISTOGRAM_BINS = 24
 SplitScores = dict[str, dict[str, list[Scores]]]  # split -> group -> tasks
 VERDICTS = {"inter_task": "new_domain", "intra_task": "trained"}
@@ -71,7 +68,6 @@ def split_part(groups: dict[str, list[Scores]]) -> dict:
     part["curves"][""] = curve(tasks)
     positives = np.concatenate([task.positives for task in tasks])
     log_odds = {which: np.concatenate([task.score(which) for task in tasks]) for which in SIDES}
-    part["reliability"] = {which: reliability(log_odds[which], positives) for which in SIDES}
     part["histogram"] = histogram(log_odds, positives)
     return part
 
@@ -143,16 +139,6 @@ def curve(tasks: list[Scores]) -> dict:
         scores, positives = pooled(tasks, which)
         found[which] = [tpr_at_fpr(scores, positives, rate, share_ties=len(tasks) > 1) for rate in RATES]
     return found
-
-
-def reliability(log_odds, positives) -> dict:
-    """(n,), (n,) -> of equal-width bins of P: rows, mean P and share of positives, None in an empty bin."""
-    rows, mass, hits = binned(sigmoid(log_odds), positives, RELIABILITY_BINS)
-    return {"rows": rows.astype(int).tolist(), "mean": per_row(mass, rows), "positive": per_row(hits, rows)}
-
-
-def per_row(sums, rows) -> list[float | None]:
-    return [float(total / n) if n else None for total, n in zip(sums, rows, strict=True)]
 
 
 def histogram(log_odds: dict, positives) -> dict | None:

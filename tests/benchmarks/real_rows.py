@@ -37,7 +37,7 @@ from minimon.checkpoint import load_model
 from minimon.evaluate import log_odds_of, questions_of, read
 from minimon.lora import adapter_tensors
 from minimon.run.memory import keep_memory, pass_tokens
-from minimon.steps import training_step
+from minimon.steps import encode_groups, training_step
 from minimon.tasks import load_mixture
 from minimon.tokenizer import load_tokenizer
 
@@ -189,8 +189,9 @@ def train_minimon(o, folder: Path) -> dict:
     parameters = adapter_tensors(model)
 
     def step(i: int) -> list[float]:
-        options = dict(limit=rows.limit, batch_tokens=batch_tokens)
-        return [training_step(model, rows.tokenizer, rows.steps[i], rows.label_ids, **options).losses["loss"]]
+        groups = rows.steps[i]
+        encoded = encode_groups(rows.tokenizer, groups, rows.limit)
+        return [training_step(model, encoded, groups, batch_tokens=batch_tokens).losses["loss"]]
 
     return timed_steps(o, folder, model, step, parameters, "minimon")
 

@@ -10,7 +10,8 @@ import time
 import common
 import torch
 
-from minimon.evaluate import Encoded, read_encoded
+from minimon.batch import Encoded
+from minimon.evaluate import read_encoded
 
 LABELS = [5, 7]  # token ids
 SIZES = (1, 4, 16, 64)  # rows of a batch that the peer tries
@@ -20,7 +21,7 @@ TRIED = 64  # rows that it tries them on
 def minimon(o, folder) -> dict:
     model, (rows, _) = common.minimon_model(o, folder), common.rows_of(folder, o.device)
     return common.timed(
-        lambda: read_encoded(model, Encoded(rows, LABELS, [0] * len(rows))).P[:, 0].tolist(), o
+        lambda: read_encoded(model, Encoded(rows, LABELS, [0] * len(rows), [])).P[:, 0].tolist(), o
     )
 
 

@@ -22,7 +22,7 @@ from minimon.batch import Group
 from minimon.checkpoint import load_model
 from minimon.evaluate import read, think
 from minimon.lora import adapter_tensors, add_lora
-from minimon.steps import training_step
+from minimon.steps import encode_groups, training_step
 from minimon.tasks import load_task
 from minimon.tokenizer import load_tokenizer
 
@@ -57,9 +57,8 @@ def step(world, device, dtype=torch.float32, copies=1, **options):
     """One step over the training rows -> (result, gradients)."""
     model, tokenizer, task = parts(world, device, dtype)
     rows = [row for row in task.rows if row.side == "train"] * copies
-    result = training_step(
-        model, tokenizer, [Group(task, rows)], {"old": tokenizer.label_ids(["Yes", "No"])}, **options
-    )
+    groups = [Group(task, rows)]
+    result = training_step(model, encode_groups(tokenizer, groups), groups, **options)
     return result, {name: tensor.grad for name, tensor in adapter_tensors(model).items()}
 
 
