@@ -126,6 +126,7 @@ class StepResult(NamedTuple):
 
 
 def encode_groups(tokenizer: Tokenizer, groups: list[Group], limit: Limit = NO_LIMIT) -> EncodedGroups:
+    """Each group's rows, or conversations, as ids."""
     encoded = []
     for group in groups:
         if group.task:
@@ -144,9 +145,8 @@ def step_passes(groups: EncodedGroups, batch_tokens: int) -> list[StepPass]:
         passes.append(StepPass([parts[i] for i in sorted(batch)], []))
     for group in groups:
         if not isinstance(group, Encoded):
-            said = sum(
-                text.end - text.begin for text in group
-            )  # its mean over these counts as much as its rows
+            # the mean over the tokens that are said counts as much as the group's rows
+            said = sum(text.end - text.begin for text in group)
             for batch in token_batches([len(text.ids) for text in group], batch_tokens):
                 passes.append(StepPass([], [group[i] for i in batch], len(group) / said))
     return passes
@@ -170,10 +170,8 @@ def training_step(
         try:
             passes = step_passes(groups, batch_tokens)
             losses, tokens = add_gradients(model, passes, step_groups, loss, at_least)
-            cut = [
-                left_out > 0 for group in groups if isinstance(group, Encoded) for left_out in group.left_out
-            ]
-            return StepResult(losses, tokens, sum(cut), batch_tokens)
+            left_out = [count for group in groups if isinstance(group, Encoded) for count in group.left_out]
+            return StepResult(losses, tokens, sum(count > 0 for count in left_out), batch_tokens)
         except torch.OutOfMemoryError as error:
             if batch_tokens < 2 * FEWEST_TOKENS or at_least:
                 raise ValueError(
