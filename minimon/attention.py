@@ -49,16 +49,19 @@ class Layout:
         self.spans = spans
         self.sizes = [span.texts * span.tokens for span in spans]
         start_of = {None: 0, "cache": cache.length if cache else 0}
-        positions, lengths = [], []
-        for span in spans:
+        positions, lengths, last, row = [], [], [torch.zeros(0, dtype=torch.long, device=device)], 0
+        for span, size in zip(spans, self.sizes):
             begin = start_of[span.continues]
             end = begin + span.tokens
             if span.is_prefix:
                 start_of["prefix"] = end
+            else:
+                last.append(torch.arange(row + span.tokens - 1, row + size, span.tokens, device=device))
             positions.append(torch.arange(begin, end, device=device).repeat(span.texts))
             lengths.append(span.full_length or end)
+            row += size
         self.rotations = rotations(config, positions, lengths, dtype)
-        self.last = last_tokens(spans, device)  # (B,)
+        self.last = torch.cat(last)  # (B,) where in the row each text ends
 
     def attend(self, q, k, v, past, window, scale, last_only=False) -> Tensor:
         """q (N, H, D), or (B, H, D) at the texts' last tokens alone; k, v (N, K, D); past (1, K, P, D) twice -> (N or B, H D)."""
@@ -111,17 +114,6 @@ def joined(earlier: Tensor, new: Tensor) -> Tensor:
     """(1, K, P, D) of all texts, (texts, K, T, D) of each -> (texts, K, P + T, D)"""
     earlier = earlier.expand(len(new), -1, -1, -1)
     return torch.cat((earlier, new), dim=2)
-
-
-def last_tokens(spans: list[Span], device) -> Tensor:
-    """(B,): where in the row each text ends."""
-    places, begin = [], 0
-    for span in spans:
-        end = begin + span.texts * span.tokens
-        if not span.is_prefix:
-            places.append(torch.arange(begin + span.tokens - 1, end, span.tokens, device=device))
-        begin = end
-    return torch.cat(places) if places else torch.zeros(0, dtype=torch.long, device=device)
 
 
 # ---- rotary position embedding (Su et al., 2021) ---------------------------------------------------------------------
