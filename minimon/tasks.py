@@ -82,7 +82,8 @@ class Task:
             if not file.is_file():
                 public = file.parts[-3:-1] == ("public", "rows")
                 hint = "; fetch it with: python data/public.py" if public else ""
-                raise FileNotFoundError(f"{file}: expected a file of rows, found none{hint}")
+                asked = f", which {self.where} asks for under rows" if self.where else ""
+                raise FileNotFoundError(f"{file}: expected a file of rows{asked}, found none{hint}")
         return files
 
     def label_of(self, record: dict, where: str) -> int | None:

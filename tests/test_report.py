@@ -213,8 +213,9 @@ def test_a_reading_says_what_a_threshold_catches_and_how_many_negatives_stand_be
     tpr = report["splits"]["new_domain"]["mean"]["adapter"]["tpr_at_1pct_fpr"]
     assert f"catches {tpr:.1%} of positives" in lines[0] and "10 of 1050 negatives" in lines[0]
     assert "at 5% FPR" in lines[1] and "52 of 1050 negatives" in lines[1]
-    few = [line for line in reading(built({"same_prompt": {"": [task("t", n=30)]}})) if "threshold" in line]
-    assert few[0] == "same_prompt: a threshold at 1% FPR needs 100 negatives and a positive, got 15 negatives"
+    few = reading(built({"same_prompt": {"": [task("t", n=30)]}}))
+    assert "same_prompt: TPR at 1% FPR is given from 100 negatives on, here are 15" in few
+    assert "30 rows tell little, 60 give an interval worth reading" in few[0]
 
 
 def test_a_reading_warns_where_the_model_does_not_answer_with_the_labels():

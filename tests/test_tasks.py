@@ -416,7 +416,10 @@ def test_a_pattern_stands_for_many_files_of_rows(folder):
     assert [path.name for path in task.files()] == ["part1.jsonl", "part2.jsonl"] and len(task.rows) == 28
     edit(folder / "a.toml", "part*.jsonl", "none*.jsonl")
     refused(
-        lambda: load_task(folder / "a.toml").files(), "none*.jsonl", "expected a file of rows, found none"
+        lambda: load_task(folder / "a.toml").files(),
+        "none*.jsonl",
+        "expected a file of rows, which ",
+        "a.toml asks for under rows, found none",
     )
 
 

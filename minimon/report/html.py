@@ -39,7 +39,7 @@ def page(report: dict, scores: SplitScores, note: str = "") -> str:
     body += [folded(escape(split), uplifts(part["tasks"])) for split, part in report["splits"].items()]
     body.append("<h2>All numbers, task by task</h2>")
     body += [folded(escape(section.title), content(section)) for section in others]
-    body.append(f"<h2>Most wrong under the adapter</h2><p>{escape(note)}</p>")
+    body.append(f"<h2>Most wrong, or least sure, under the adapter</h2><p>{escape(note)}</p>")
     for split, groups in scores.items():
         tasks = [folded(escape(task.task), most_wrong(task)) for task in all_tasks(groups)]
         body.append(folded(f"{escape(split)}: {len(tasks)} tasks", "\n".join(tasks)))

@@ -21,6 +21,7 @@ ATTACK_COLUMNS = {"change of P": "shift", "AUROC": "auroc", "AUROC, positives al
 MANY_PASSES = 20  # over the training rows
 MANY_COPIES = 0.1  # share of a split's rows
 LEAST_MASS = 0.5  # of the probability at the answer, that the labels have
+FEW_ROWS = 60  # of a split, below which an interval is too wide to read
 LEARNED = 0.6  # AUROC on trained tasks
 
 
@@ -126,7 +127,8 @@ def notes(report: dict) -> list[str]:
         if near:
             warning = "warning: " if near > MANY_COPIES * rows else ""
             where = "on the other side of the split"
-            lines.append(f"{warning}{split}: {near} of {rows} are near duplicates of what is {where}")
+            advice = "; `group` in the task file keeps such rows on one side" if warning else ""
+            lines.append(f"{warning}{split}: {near} of {rows} are near duplicates of what is {where}{advice}")
     return lines
 
 
@@ -195,6 +197,9 @@ def comparison(split: str, part: dict, alone: bool) -> str:
         several = f" of {len(criteria)} criteria" if 1 < len(criteria) < len(tasks) else ""
         line += f"{interval(uplift['ci95_tasks'])} over {len(tasks)} tasks{several}, "
     line += f"{interval(uplift['ci95'])} over the texts"
+    rows = sum(task["n"] for task in tasks)
+    if rows < FEW_ROWS:
+        line += f"; {rows} rows tell little, {FEW_ROWS} give an interval worth reading"
     if split == "new_prompt" and high < 0:
         line += "; it may go on answering the trained question: mix in instructions (--instruct joint)"
     return line
@@ -207,7 +212,7 @@ def caught(split: str, part: dict, percent: int, alone: bool) -> str:
     start = f"{split}: a threshold at {percent}% FPR"
     if adapter is None:
         needed = fewest_negatives(percent / 100)
-        return f"{start} needs {needed} negatives and a positive, got {negatives} negatives"
+        return f"{split}: TPR at {percent}% FPR is given from {needed} negatives on, here are {negatives}"
     behind = f"{int(percent / 100 * negatives + 1e-9)} of {negatives} negatives lie above it"
     if not alone:
         behind = f"its base {base:.1%}; {behind}"

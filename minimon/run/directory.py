@@ -122,7 +122,9 @@ class RunDirectory:
             if not is_free and value != before:
                 changes.append(f"{flag(name)} was {before!r}, now {value!r}")
         if changes:
-            raise ValueError(f"{self.path}: cannot resume with other settings: {'; '.join(changes)}")
+            raise ValueError(
+                f"{self.path}: cannot resume with other settings: {'; '.join(changes)}; go on with the old ones, or name another --out"
+            )
 
     def begin(self, provenance: dict, dtype: str) -> None:
         """Writes provenance.json and settings.json. A run that goes on is held against its provenance instead:
