@@ -29,7 +29,7 @@ from minimon.run.measured import read_sides
 from minimon.serve.inputs import read_items
 from minimon.serve.monitor import Monitor, run_settings
 from minimon.serve.stream import check_about, score_chunk
-from minimon.serve.thresholds import SCALE, find_calibration
+from minimon.serve.thresholds import SCALE, find_calibration, question
 from minimon.steps import instruction_plan
 from minimon.study.self_labels import label_quality, labelled_rows, load_labels
 from minimon.tasks import load_conversations, load_mixture, load_task
@@ -374,7 +374,8 @@ def test_settings_json(checkpoint, adapter):
 
 
 def test_calibration_json(folder):
-    entry = {"t": {"prompt": "Is it?", "adapter": "a", "threshold": 0.5, "temperature": 1.0, "scale": SCALE}}
+    asked = question(load_task(folder / "t.toml"))
+    entry = {"t": {**asked, "adapter": "a", "threshold": 0.5, "temperature": 1.0, "scale": SCALE}}
     path = folder / "calibration.json"
     path.write_text(json.dumps(entry))
     hold(
