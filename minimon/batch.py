@@ -4,7 +4,6 @@ N tokens of a pass, B texts in it, P tokens of a shared prefix.
 """
 
 import random
-import re
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -131,7 +130,9 @@ def fit(tokenizer: Tokenizer, text: str, encode, limit: Limit = NO_LIMIT, room: 
     ids, most = encode(text), most_tokens(limit, room)
     if most is None or len(ids) <= most:
         return EncodedRow(ids, 0)
-    whole = re.sub("[\ud800-\udfff]", "\ufffd", text)  # half a surrogate pair is no text to the tokenizer
+    whole = tokenizer.strings.release(
+        tokenizer.strings.hold(text)
+    )  # as `chat` reads it, character for character
     # first and last character of each token
     spans = tokenizer.encoder.encode(whole, add_special_tokens=False).offsets
     kept = most - (len(ids) - len(spans))

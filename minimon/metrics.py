@@ -116,8 +116,8 @@ def pairwise_wins(scores, positives):
 def tpr_at_fpr(scores, positives, fpr: float = 0.01, *, share_ties: bool = False):
     """Share of positives above the lowest threshold that at most `fpr` of the negatives exceed.
 
-    share_ties: of the rows that lie on it count as many as make the share of negatives `fpr`, drawn at random so to speak; ranks
-    of several tasks tie by construction. None with fewer than 1 / fpr negatives, where one alone is more than `fpr`, or without a positive."""
+    share_ties: of the rows that lie on it count as many as make the share of negatives `fpr`, drawn at random so
+    to speak. None with fewer than 1 / fpr negatives, where one alone is more than `fpr`, or without a positive."""
     negatives = np.sort(scores[~positives])[::-1]
     if len(negatives) < fewest_negatives(fpr) or not positives.any():
         return None
@@ -158,6 +158,11 @@ def pooled(tasks: list[Scores], which: str):
     scores = [ranks(task.score(which)) for task in tasks]
     positives = [task.positives for task in tasks]
     return np.concatenate(scores), np.concatenate(positives)
+
+
+def pooled_tpr(tasks: list[Scores], which: str, fpr: float):
+    """`tpr_at_fpr` over the rows of all tasks; ranks of several tasks tie by construction."""
+    return tpr_at_fpr(*pooled(tasks, which), fpr, share_ties=len(tasks) > 1)
 
 
 def measures(scores: Scores, which: str) -> dict:
@@ -207,14 +212,13 @@ def mean_measures(tasks: list[Scores], which: str) -> dict:
     """Means over pairs (performance) and over tasks (the rest); a TPR pools rows, ranked in their task."""
     tasks = [task for task in tasks if len(task.labels)] or tasks[:1]
     each = [measures(task, which) for task in tasks]
-    scores, positives = pooled(tasks, which)
     found = {}
     for key in each[0]:
         values = [measure[key] for measure in each if measure[key] is not None]
         if key == "performance":
             values = np.concatenate([performance(task.of(which), task.labels) for task in tasks])
         if key in FPR_OF:
-            found[key] = tpr_at_fpr(scores, positives, FPR_OF[key], share_ties=len(tasks) > 1)
+            found[key] = pooled_tpr(tasks, which, FPR_OF[key])
         elif key != "undefined":
             found[key] = float(np.mean(values)) if len(values) else None
     without = sum(measure["auroc"] is None for measure in each)

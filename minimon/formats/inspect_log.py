@@ -57,7 +57,7 @@ def read_log(path) -> Iterator[dict]:
 
 
 def record_of(found: Sample) -> dict:
-    header, sample, where = found
+    header, sample = found.header, found.sample
     log, metadata = header.get("eval") or {}, sample.get("metadata") or {}
     epoch, scores = sample.get("epoch", 1), sample.get("scores") or {}
     record = {

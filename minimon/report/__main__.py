@@ -13,11 +13,11 @@ from minimon.tasks import load_mixture
 
 
 def main(directory: Path) -> None:
-    scores = scores_file(directory)
-    for path in (directory / "report.json", scores):
+    files = directory / "report.json", scores_file(directory)
+    for path in files:
         if not path.is_file():
             raise FileNotFoundError(f"{path}: expected a file of a finished run, found none")
-    report, scores = read_json(directory / "report.json"), read_scores(scores)
+    report, scores = read_json(files[0]), read_scores(files[1])
     note = put_texts(scores, directory)
     try:
         write_pages(report, directory, scores, note)

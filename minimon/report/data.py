@@ -11,8 +11,7 @@ from minimon.metrics import (
     mean_measures,
     measures,
     performance,
-    pooled,
-    tpr_at_fpr,
+    pooled_tpr,
 )
 
 SIDES = ("base", "adapter")
@@ -134,11 +133,7 @@ def verdict(tasks: list[Scores], mean: dict, epsilon: float) -> dict:
 
 def curve(tasks: list[Scores]) -> dict:
     """TPR at each of RATES, rows pooled after ranking within their task; None below 1 / FPR negatives."""
-    found = {}
-    for which in SIDES:
-        scores, positives = pooled(tasks, which)
-        found[which] = [tpr_at_fpr(scores, positives, rate, share_ties=len(tasks) > 1) for rate in RATES]
-    return found
+    return {which: [pooled_tpr(tasks, which, rate) for rate in RATES] for which in SIDES}
 
 
 def histogram(log_odds: dict, positives) -> dict | None:

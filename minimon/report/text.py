@@ -127,7 +127,9 @@ def notes(report: dict) -> list[str]:
         if near:
             warning = "warning: " if near > MANY_COPIES * rows else ""
             where = "on the other side of the split"
-            advice = "; `group` in the task file keeps such rows on one side" if warning else ""
+            advice = ""
+            if warning and split != "instruct":
+                advice = "; `group` in the task file keeps such rows on one side"
             lines.append(f"{warning}{split}: {near} of {rows} are near duplicates of what is {where}{advice}")
     return lines
 

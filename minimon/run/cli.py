@@ -148,19 +148,21 @@ def one_line_errors(to_go_on: str = "the same command"):
         number = error.args[0] if error.args else signal.SIGINT
         say_once(f"\nstopped; to go on: {to_go_on}\n")
         raise SystemExit(128 + number) from None
-    except torch.OutOfMemoryError as error:
-        advice = (
-            "give a lower --batch-tokens or --max-tokens, --dtype bfloat16, or --shard over several devices"
-        )
-        say_once(f"error: out of memory: {one_line(error)[:200]}; {advice}\n")
-        raise SystemExit(2) from None
     except (ValueError, OSError, RuntimeError) as error:
         is_lost = is_lost_process(error)
-        is_bug = isinstance(error, RuntimeError) and not is_lost
+        is_full = isinstance(error, torch.OutOfMemoryError)
+        is_bug = isinstance(error, RuntimeError) and not (is_lost or is_full)
         if is_bug or os.environ.get("MINIMON_TRACEBACK"):
             raise
-        ended = f"another process of this run has ended; to go on from what is saved: {to_go_on}"
-        say_once(f"error: {ended if is_lost else one_line(error)}\n")
+        said = one_line(error)
+        if is_lost:
+            said = f"another process of this run has ended; to go on from what is saved: {to_go_on}"
+        elif is_full:
+            advice = (
+                "a lower --batch-tokens or --max-tokens, --dtype bfloat16, or --shard over several devices"
+            )
+            said = f"out of memory: {said[:200]}; give {advice}"
+        say_once(f"error: {said}\n")
         raise SystemExit(2) from None
     finally:
         RECEIVED.clear()

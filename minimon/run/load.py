@@ -51,8 +51,10 @@ def trained_before(directory) -> tuple[list[Task], bool]:
             tasks, all_read = [], False
         for task in tasks:
             try:
-                found += [task] if task.files() else []
+                task.files()
             except OSError:
                 all_read = False
+            else:
+                found.append(task)
         directory = saved.get("init_adapter")
     return found, all_read

@@ -4,7 +4,7 @@ import fcntl
 import os
 import platform
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from minimon.run.processes import from_first, rank
@@ -56,3 +56,15 @@ def release(path: Path, file: int) -> None:
     """The file goes before its lock does, so that nobody finds a lock on a file that is about to go."""
     path.unlink(missing_ok=True)
     os.close(file)
+
+
+@contextmanager
+def one_at_a_time(directory):
+    """Where processes share a file in the directory: the others wait. Beside the lock of an owner, not in its place."""
+    file = os.open(directory, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)

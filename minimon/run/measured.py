@@ -1,11 +1,8 @@
 """What an evaluation has measured so far, in a file: an interrupted one goes on after it, and runs on the same rows share the
 base's part."""
 
-import fcntl
 import hashlib
 import json
-import os
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +10,7 @@ import torch
 
 from minimon.evaluate import measure
 from minimon.files import open_tensors, tensor, write_tensors
+from minimon.run.lock import one_at_a_time
 from minimon.run.processes import from_first, rank
 
 
@@ -62,17 +60,6 @@ class MeasuredSides:
             for key, side in saved.items():
                 tensors |= {f"{key}.{name}": torch.from_numpy(values) for name, values in side.items()}
             write_tensors(self.path, tensors)
-
-
-@contextmanager
-def one_at_a_time(directory: Path):
-    """Other processes that share a file in this directory wait."""
-    file = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(file)
 
 
 def read_sides(path) -> dict[str, dict[str, np.ndarray]]:
