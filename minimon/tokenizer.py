@@ -76,6 +76,7 @@ class Tokenizer:
         self.think_request = THINK_REQUEST if self.think_end is None else ""
         self.closing = BY_WORDS if self.think_end is None else BY_TOKEN
         everything = {"role": "user", "content": " ".join(["text", *map(str, self.control_ids)])}
+        self.label_tokens = {}  # what label_ids has found
         self.has_system = False
         with suppress(ValueError):  # the template may refuse a system turn, or leave it out
             turns = [{"role": "system", "content": MARK}, everything]
@@ -113,6 +114,12 @@ class Tokenizer:
         """Token id of each label where the answer begins: after the generation prompt, or a closed thought.
 
         Raises ValueError for a label that is not one token there, and for two that are the same one."""
+        key = (*labels, thinking)
+        if key not in self.label_tokens:
+            self.label_tokens[key] = self.find_label_ids(labels, thinking)
+        return list(self.label_tokens[key])
+
+    def find_label_ids(self, labels, thinking):
         by_words = self.think_end is None
         prompt, lead, _ = self.turn(ASK, thinking and not by_words)
         if thinking:

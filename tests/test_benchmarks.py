@@ -149,6 +149,14 @@ def test_products_are_counted_with_their_shapes_and_only_those_of_the_base(load)
     assert counter.tokens == 18 and flops == 2 * (2 * at_all_positions - need.first)
 
 
+def test_a_profile_tells_the_parts_of_a_step_apart(world, load, capsys):
+    given = ["--model", str(world / "base"), "--mixture", str(world / "m.toml"), "--threads", "1", "--r", "5"]
+    given += ["--steps", "1", "--batch-size", "6", "--group-size", "3"]
+    shares = load("step_profile")["main"](given)
+    assert sum(shares.values()) == pytest.approx(1) and "adapter" in capsys.readouterr().out
+    assert shares.keys() >= {"products with the base's weights", "adapter", "head and loss", "attention"}
+
+
 @pytest.mark.slow
 def test_real_rows_is_a_command_whose_sides_are_processes(world):
     command = [

@@ -217,6 +217,20 @@ def test_an_out_of_memory_halves_all_batches_that_are_left(base, monkeypatch):
     assert tried == [3, 5, 3, 2, 3, 2]  # the last batch is not tried in the old size
 
 
+def test_texts_that_share_nearly_all_take_few_at_a_time(base, monkeypatch):
+    """Each one's attention takes a copy of the keys and values of the prefix, however few tokens of its own it has."""
+    model, tokenizer = base
+    story, tried, whole = "The door is shut. " * 100, [], model.last_hidden
+
+    def last_hidden(tokens, spans, cache):
+        tried.append(sum(span.texts for span in spans))
+        return whole(tokens, spans, cache)
+
+    monkeypatch.setattr(model, "last_hidden", last_hidden)
+    read(model, tokenizer, TASK, [f"{story}{i}" for i in range(40)], batch_tokens=200)
+    assert sum(tried) == 40 and max(tried) < 200 / (len(tokenizer.encoder.encode(story).ids) / 16)
+
+
 def test_a_single_text_and_a_shard_are_not_halved():
     error, whole, shards = torch.OutOfMemoryError(), SimpleNamespace(), SimpleNamespace(sharded=True)
     assert in_halves([[0, 1, 2], [3]], error, whole) == [[0, 1], [2], [3]]

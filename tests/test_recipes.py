@@ -80,6 +80,13 @@ def test_show_prints_the_row_its_ids_and_what_the_base_makes_of_the_labels(world
     assert not (tmp_path / "x").exists()
 
 
+def test_show_needs_a_row(world, tmp_path):
+    nothing = (world / "t.toml").read_text().replace("labels = {", "skip = [0, 1]\nlabels = {")
+    (world / "nothing.toml").write_text(nothing)
+    with pytest.raises(ValueError, match="nothing.toml: task 'old': expected a row to show, got none"):
+        train.main(settings(world, tmp_path / "x", show=f"{world}/nothing.toml#old"))
+
+
 def test_splits_and_rows_bound_the_evaluation(world, tmp_path):
     assert train.main(settings(world, tmp_path / "x", steps=1, splits="new_domain", eval_rows=2, cap=4)) == 0
     lines = (tmp_path / "x/scores.jsonl").read_text().splitlines()

@@ -576,11 +576,21 @@ def test_a_threshold_is_stored_beside_the_adapter_and_used(run, folder, capsys):
 def test_a_threshold_of_another_prompt_or_adapter_is_refused(run, folder, capsys):
     assert evaluate(run, folder, calibrate=str(folder / "t.toml"), fpr=0.05) == 0
     (folder / "new.toml").write_text((folder / "t.toml").read_text().replace("a leak", "theft"))
-    with pytest.raises(ValueError, match="calibration.json: expected a threshold of this prompt"):
+    with pytest.raises(
+        ValueError, match="calibration.json: expected a threshold for 't' with the same prompt"
+    ):
         evaluate(run, folder, score=str(folder / "in.jsonl"), task=str(folder / "new.toml"))
+    swapped = (
+        (folder / "t.toml")
+        .read_text()
+        .replace("labels = { Yes = [1], No = [0] }", "labels = { No = [0], Yes = [1] }")
+    )
+    (folder / "swapped.toml").write_text(swapped)
+    with pytest.raises(ValueError, match="with the same labels"):
+        evaluate(run, folder, score=str(folder / "in.jsonl"), task=str(folder / "swapped.toml"))
     stored = json.loads((run / "calibration.json").read_text())
     (run / "calibration.json").write_text(json.dumps({"t": stored["t"] | {"adapter": "sha256:0"}}))
-    with pytest.raises(ValueError, match="expected a threshold of this adapter"):
+    with pytest.raises(ValueError, match="with the same adapter"):
         evaluate(run, folder, score=str(folder / "in.jsonl"), task=str(folder / "t.toml"))
     assert (
         thresholds.find_calibration(run, load_task(folder / "t.toml"), "sha256:0")["threshold"]
@@ -589,7 +599,7 @@ def test_a_threshold_of_another_prompt_or_adapter_is_refused(run, folder, capsys
     old = {key: value for key, value in stored["t"].items() if key != "scale"}
     (run / "calibration.json").write_text(json.dumps({"t": old | {"threshold": 0.4}}))
     with pytest.raises(
-        ValueError, match="expected a threshold of this scale for 't', got another's; pick it again"
+        ValueError, match="expected a threshold for 't' with the same scale, got another's; pick it again"
     ):
         evaluate(run, folder, score=str(folder / "in.jsonl"), task=str(folder / "t.toml"))
 

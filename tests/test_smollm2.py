@@ -117,6 +117,7 @@ def test_a_small_file_reads_as_transformers_reads_it(tmp_path):
     same_as_transformers(path, tmp_path / "out")
 
 
+@pytest.mark.slow  # the whole model, on both sides
 @pytest.mark.peers
 @needs_wheel
 def test_the_packaged_model_reads_as_transformers_reads_it(tmp_path):

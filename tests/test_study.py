@@ -342,6 +342,7 @@ def test_a_cell_that_fails_says_so_at_once_and_the_others_go_on(
     assert not [name for name in children.done if "-adapter-" in name]  # they start from the one that failed
 
 
+@pytest.mark.slow
 def test_a_study_that_gets_sigterm_leaves_no_child_computing(world, tmp_path):
     command = [sys.executable, "-m", "minimon.study", "--model", str(world / "base")]
     command += ["--mixture", str(world / "talking.toml"), "--out", str(tmp_path), "--parts", "regimes"]

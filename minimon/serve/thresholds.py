@@ -231,7 +231,7 @@ def find_calibration(directory, task: Task, adapter: str) -> dict | None:
     for key, value in {"scale": SCALE, "adapter": adapter, **question(task)}.items():
         if entry.get(key) != value:
             raise ValueError(
-                f"{path}: expected a threshold of this {key} for {task.name!r}, got another's; {AGAIN}"
+                f"{path}: expected a threshold for {task.name!r} with the same {key}, got another's; {AGAIN}"
             )
     numbers = [entry.get("threshold"), entry.get("temperature")]
     if not all(type(value) is float and abs(value) < 1e6 for value in numbers) or numbers[1] <= 0:

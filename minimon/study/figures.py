@@ -20,10 +20,14 @@ SIX = (  # title, regimes and split of a panel; changed prompts with and without
     ("5. Summaries, judged by the base", PLAIN, "summary"),
     ("6. Labels of its own", OWN, "new_domain"),
 )
-SHARES, TRANSFER = "Uplift by share of instruction rows", "Uplift by domain trained on"
+TRANSFER, SCARCE = "Uplift by domain trained on", "AUROC by labelled rows of a new domain"
+LAST = (
+    "Uplift by share of instruction rows",
+    SCARCE,
+)  # the sixth panel is the first of these that is a curve
 AROUND = (
     TRANSFER,
-    "AUROC by labelled rows of a new domain",
+    SCARCE,
     "Uplift by training rows a task",
     "Uplift by training tasks",
     "Uplift by base",
@@ -41,7 +45,8 @@ def write_figures(numbers: dict, out: Path) -> bool:
     *axes, last = figure.subplots(2, 3).flat
     for axis, (title, regimes, split) in zip(axes, SIX):
         panel(axis, title, of_regimes(tables["Uplift over the base"], regimes, split))
-    panel(last, SHARES, of_curve(tables[SHARES]), joined=True)
+    curves = [title for title in LAST if len(tables[title]) > 1] or LAST
+    panel(last, curves[0], of_curve(tables[curves[0]]), joined=True)
     figure.savefig(out / "study.png", dpi=110, metadata={"Software": None})
     titles = [title for title in AROUND if tables[title]]
     if titles:
@@ -64,7 +69,8 @@ def of_regimes(table: Table, regimes: tuple[str, ...], split: str) -> Table:
             if effect and split_of(place) == split:
                 group = "all" if place == split else place.split(" / ")[1].replace("_", "\n")
                 found.setdefault(NAMES.get(regime, regime), {})[group] = effect
-    return found
+    alone = list(found) == [NAMES["none"]] and regimes == OWN
+    return {} if alone else found  # own labels that were not measured
 
 
 def of_curve(table: Table) -> Table:
@@ -79,7 +85,9 @@ def of_curve(table: Table) -> Table:
 
 def panel(axis, title: str, series: Table, joined: bool = False) -> None:
     """Effects with their intervals; the series beside each other, or each joined by a line."""
+    axis.set_title(title, fontsize=10)
     if not series:
+        axis.text(0.5, 0.5, "not measured", ha="center", color="0.5", fontsize=9)
         return axis.set_axis_off()
     ticks = list(dict.fromkeys(tick for effects in series.values() for tick in effects))
     for i, (label, effects) in enumerate(series.items()):
@@ -98,7 +106,6 @@ def panel(axis, title: str, series: Table, joined: bool = False) -> None:
             label=label,
         )
     axis.set_xticks(range(len(ticks)), ticks, fontsize=8)
-    axis.set_title(title, fontsize=10)
     axis.legend(frameon=False, fontsize=7)
     axis.spines[["top", "right"]].set_visible(False)
     if not title.startswith("AUROC"):
