@@ -15,7 +15,7 @@ from dataclasses import asdict
 
 import torch
 
-from minimon.batch import most_tokens, row_limit
+from minimon.batch import row_limit
 from minimon.evaluate import check_questions, compare, evaluation_rows
 from minimon.files import resolve, sha256
 from minimon.lora import adapter_tensors, add_lora, load_adapter, save_adapter
@@ -81,7 +81,7 @@ def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
     model = load_base(base, dtype=run.settings["dtype"], device=device, sharded=settings.shard)
     limit = row_limit(model.config, settings.max_tokens)
     check_questions(tokenizer, mixture, limit)
-    check_conversations(tokenizer, conversations, most_tokens(limit))
+    check_conversations(tokenizer, conversations, limit)
     source = from_first(lambda: provenance(sys.argv, base, mixture, settings.init_adapter))
     run.begin(source, dtype=str(model.lm_head.weight.dtype).removeprefix("torch."))
     started = time.time()

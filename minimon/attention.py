@@ -24,10 +24,6 @@ class Cache(NamedTuple):
     keys: list[Tensor]
     values: list[Tensor]
 
-    @property
-    def length(self) -> int:
-        return self.keys[0].shape[2]
-
 
 @dataclass(frozen=True)
 class Span:
@@ -48,8 +44,8 @@ class Layout:
     def __init__(self, config, spans: list[Span], cache: Cache | None, dtype: torch.dtype, device):
         self.spans = spans
         self.sizes = [span.texts * span.tokens for span in spans]
-        start_of = {None: 0, "cache": cache.length if cache else 0}
-        positions, lengths, last, row = [], [], [torch.zeros(0, dtype=torch.long, device=device)], 0
+        start_of = {None: 0, "cache": cache.keys[0].shape[2] if cache else 0}
+        positions, lengths, last, row = [], [], [], 0
         for span, size in zip(spans, self.sizes):
             begin = start_of[span.continues]
             end = begin + span.tokens
@@ -63,10 +59,10 @@ class Layout:
         self.rotations = rotations(config, positions, lengths, dtype)
         self.last = torch.cat(last)  # (B,) where in the row each text ends
 
-    def attend(self, q, k, v, past, window, scale, last_only=False) -> Tensor:
+    def attend(self, q, k, v, past, window, scale) -> Tensor:
         """q (N, H, D), or (B, H, D) at the texts' last tokens alone; k, v (N, K, D); past (1, K, P, D) twice -> (N or B, H D)."""
         q_sizes = self.sizes
-        if last_only:
+        if len(q) < len(k):
             q_sizes = [0 if span.is_prefix else span.texts for span in self.spans]
         parts = zip(self.spans, q.split(q_sizes), k.split(self.sizes), v.split(self.sizes))
         before, outputs = {"cache": past}, []
@@ -84,6 +80,19 @@ class Layout:
                 outputs.append(y.transpose(1, 2).flatten(2).flatten(0, 1))  # (texts T, H D)
         return torch.cat(outputs)
 
+    def text_rows(self, x: Tensor, room: int) -> Tensor:
+        """Keys or values (N, K, D) -> (B, K, S + room, D): each text with its prefix from column 0 on, zeros after it."""
+        rows, prefix = [], x[:0]
+        for span, part in zip(self.spans, x.split(self.sizes)):
+            if span.is_prefix:
+                prefix = part
+                continue
+            before = prefix if span.continues else x[:0]
+            rows += [torch.cat((before, text)) for text in part.split(span.tokens)]
+        columns = max(map(len, rows)) + room
+        rows = [F.pad(text, (0, 0, 0, 0, 0, columns - len(text))) for text in rows]  # (S + room, K, D)
+        return torch.stack(rows).transpose(1, 2)
+
 
 class DecodingStep:
     """One more token of each of B texts, whose earlier keys and values stand in a cache with room for it, from column 0 on."""
@@ -92,7 +101,7 @@ class DecodingStep:
         self.positions = positions  # (B,)
         self.rotations = rotations(config, list(positions.split(1)), full_lengths, dtype)
 
-    def attend(self, q, k, v, past, window, scale, last_only=False) -> Tensor:
+    def attend(self, q, k, v, past, window, scale) -> Tensor:
         """q (B, H, D), k and v (B, K, D), past (B, K, S, D) twice, written in place -> (B, H D)."""
         keys, values = past
         rows = torch.arange(len(q), device=q.device)

@@ -3,9 +3,11 @@
 N tokens of a pass, B texts in it, P tokens of a shared prefix.
 """
 
+import math
 import random
 from collections import defaultdict
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 import torch
@@ -15,6 +17,7 @@ from minimon.tasks import Conversation, Mixture, Row, Task
 from minimon.tokenizer import Tokenizer
 
 CUT = "\n[... {} tokens left out ...] "  # stands in a text for its middle; what follows cannot pose as a line of its own
+PASS_TOKENS = {"cpu": 2048, "cuda": 65536}  # of a pass at most: larger ones gain nothing
 WINDOW = 8  # groups whose rows are sorted by length together
 
 
@@ -22,10 +25,10 @@ WINDOW = 8  # groups whose rows are sorted by length together
 
 
 class Limit(NamedTuple):
-    """How many tokens a row may have. None: no limit."""
+    """How many tokens a row may have."""
 
-    tokens: int | None = None  # of the row itself
-    positions: int | None = None  # of the row and what is written after it: what the base can tell apart
+    tokens: float = math.inf  # of the row itself
+    positions: float = math.inf  # of the row and what is written after it: what the base can tell apart
 
 
 NO_LIMIT = Limit()
@@ -41,9 +44,9 @@ def row_limit(config, max_tokens: int | None) -> Limit:
     positions = min(rope.longest_text for rope in config.rope.values())
     if max_tokens is not None and not 16 <= max_tokens <= positions:
         raise ValueError(
-            f"--max-tokens: expected a number from 16 to the base's max_position_embeddings, {positions}; got {max_tokens}"
+            f"--max-tokens: expected a number from 16 to the longest text of the base, {positions}; got {max_tokens}"
         )
-    return Limit(max_tokens, positions)
+    return Limit(max_tokens or positions, positions)
 
 
 def encode_row(
@@ -86,8 +89,7 @@ class Encoded:
     @property
     def tokens(self) -> int:
         """With the shared prefix once."""
-        shared = common_prefix(self.ids) if len(self.ids) > 1 else 0
-        return sum(map(len, self.ids)) - shared * (len(self.ids) - 1)
+        return sum(map(len, self.ids)) - common_prefix(self.ids) * (len(self.ids) - 1)
 
     def parts(self, batch_tokens: int) -> list["Encoded"]:
         """Of at most `batch_tokens`, or of one row."""
@@ -100,7 +102,7 @@ class Encoded:
         return found
 
 
-def encode(tokenizer: Tokenizer, task: Task, rows, limit: Limit = NO_LIMIT) -> Encoded:
+def encode(tokenizer: Tokenizer, task: Task, rows, limit: Limit) -> Encoded:
     """rows: tasks.Row, or texts."""
     encoded = [encode_row(tokenizer, task, text, limit=limit) for text in texts_of(rows)]
     return Encoded(
@@ -123,37 +125,33 @@ def task_label_ids(tokenizer: Tokenizer, task: Task, *, thinking: bool = False) 
         raise ValueError(f"{task.where}: task {task.name!r}: {error}") from error
 
 
-def fit(tokenizer: Tokenizer, text: str, encode, limit: Limit = NO_LIMIT, room: int = 0) -> EncodedRow:
+def fit(tokenizer: Tokenizer, text: str, encode, limit: Limit, room: int) -> EncodedRow:
     """encode(text), or what it gives for the text's head and tail, half each, with CUT between: all but the text is whole.
 
     Raises ValueError where nothing of the text would be left."""
     ids, most = encode(text), most_tokens(limit, room)
-    if most is None or len(ids) <= most:
+    if len(ids) <= most:
         return EncodedRow(ids, 0)
-    whole = tokenizer.strings.release(
-        tokenizer.strings.hold(text)
-    )  # as `chat` reads it, character for character
+    # as `chat` reads it, character for character
+    whole = tokenizer.strings.release(tokenizer.strings.hold(text))
     # first and last character of each token
     spans = tokenizer.encoder.encode(whole, add_special_tokens=False).offsets
-    kept = most - (len(ids) - len(spans))
-    while True:
-        kept -= 1
-        if kept < 2:
-            raise ValueError(
-                f"expected room for a text, got {max(0, most)} tokens, which prompt and template fill; give more --max-tokens, "
-                "or fewer max_new_tokens where the model writes"
-            )
+    kept = most - (len(ids) - len(spans)) - 1
+    while kept >= 2:
         left_out = len(spans) - kept
         head_end, tail_begin = spans[(kept + 1) // 2 - 1][1], spans[-(kept // 2)][0]
         ids = encode(text[:head_end] + CUT.format(left_out) + text[tail_begin:])
         if len(ids) <= most:
             return EncodedRow(ids, left_out)
-        kept -= len(ids) - most - 1
+        kept -= len(ids) - most
+    raise ValueError(
+        f"expected room for a text, got {max(0, most)} tokens, which prompt and template fill; give more --max-tokens, "
+        "or fewer max_new_tokens where the model writes"
+    )
 
 
-def most_tokens(limit: Limit, room: int = 0) -> int | None:
-    limits = [limit.tokens, limit.positions and limit.positions - room]
-    return min((number for number in limits if number is not None), default=None)
+def most_tokens(limit: Limit, room: int = 0) -> float:
+    return min(limit.tokens, limit.positions - room)
 
 
 def common_prefix(rows: list[list[int]]) -> int:
@@ -184,7 +182,8 @@ def pack(groups: list[list[list[int]]], *, switch: int | None = None, cached: in
     texts are in a cache and are left out. room: tokens that will be written after each text. `order` counts through all groups."""
     tokens, spans, order, first = [], [], [], 0
     for group in groups:
-        sharing = [i for i, ids in enumerate(group) if switch is None or len(ids) + room <= switch]
+        lengths = [len(ids) for ids in group]
+        sharing = [i for i, length in enumerate(lengths) if switch is None or length + room <= switch]
         alone = sorted(set(range(len(group))) - set(sharing))
         P, source = cached, "cache" if cached else None
         if not cached and len(sharing) > 1:
@@ -194,8 +193,9 @@ def pack(groups: list[list[list[int]]], *, switch: int | None = None, cached: in
                 spans.append(Span(1, P, is_prefix=True))
                 tokens += group[sharing[0]][:P]
         for indices, start, continues in ((sharing, P, source), (alone, 0, None)):
-            for equal in equal_lengths(group, indices):
-                length = len(group[equal[0]])
+            indices = sorted(indices, key=lengths.__getitem__)  # the shortest first
+            for length, equal in groupby(indices, lengths.__getitem__):
+                equal = list(equal)
                 spans.append(Span(len(equal), length - start, continues, full_length=length + room))
                 for i in equal:
                     tokens += group[i][start:]
@@ -207,14 +207,6 @@ def pack(groups: list[list[list[int]]], *, switch: int | None = None, cached: in
 def rope_switch(config) -> int | None:
     """Texts longer than this rotate otherwise (dynamic NTK, longrope), so they share no prefix with shorter ones."""
     return min((rope.switch for rope in config.rope.values() if rope.switch), default=None)
-
-
-def equal_lengths(texts: list[list[int]], indices: list[int]) -> list[list[int]]:
-    """Indices of texts of equal length together, the shortest first."""
-    by_length: dict[int, list[int]] = {}
-    for i in sorted(indices, key=lambda i: len(texts[i])):
-        by_length.setdefault(len(texts[i]), []).append(i)
-    return list(by_length.values())
 
 
 def token_batches(lengths: list[int], batch_tokens: int) -> list[list[int]]:

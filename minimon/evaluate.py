@@ -16,6 +16,7 @@ from torch import Tensor
 
 from minimon.batch import (
     NO_LIMIT,
+    PASS_TOKENS,
     Encoded,
     EncodedRow,
     Limit,
@@ -32,14 +33,13 @@ from minimon.batch import (
 )
 from minimon.generate import generate
 from minimon.lora import enable_lora
-from minimon.metrics import Scores
+from minimon.loss import CHUNK
+from minimon.metrics import Scores, SplitScores
 from minimon.model import Decoder
 from minimon.tasks import Mixture, Options, Row, Task
 from minimon.tokenizer import Tokenizer
 
-BATCH_TOKENS = 2048  # of a pass
 PREFIX_SHARE = 16
-VOCABULARY_CHUNK = 8192  # rows of the head in fp32 at a time
 SHARES = ("label_mass", "well_formed")
 REFERENCES = ("transcript", "empty")  # what the judge of summaries says of the whole text, and of none
 
@@ -81,7 +81,7 @@ Side = dict[str, np.ndarray]
 
 def evaluate(
     model: Decoder, tokenizer: Tokenizer, mixture: Mixture, *, base: dict | None = None, **options
-) -> dict[str, dict[str, list[Scores]]]:
+) -> SplitScores:
     """Every split of the mixture under base (the adapter off) and adapter -> {split: {group: [Scores]}}.
 
     base: {split: sides} that are already measured. options: of `measure`."""
@@ -124,9 +124,7 @@ def measure(
     return sides
 
 
-def compare(
-    mixture: Mixture, base: dict[str, list[Side]], adapter: dict[str, list[Side]]
-) -> dict[str, dict[str, list[Scores]]]:
+def compare(mixture: Mixture, base: dict[str, list[Side]], adapter: dict[str, list[Side]]) -> SplitScores:
     """Two measurements of the same questions -> {split: {group: [Scores]}}."""
     scores = {}
     for split, questions in questions_of(mixture).items():
@@ -169,11 +167,12 @@ def count_rows(questions: list[Question]) -> int:
     return sum(len(question.rows) for question in questions)
 
 
-def check_questions(tokenizer: Tokenizer, mixture: Mixture, limit: Limit = NO_LIMIT) -> None:
+def check_questions(tokenizer: Tokenizer, mixture: Mixture, limit: Limit) -> None:
     """Raises ValueError naming file and task where a label is no token of its own, or where prompt and what is to be written leave
     no room for a text: before anything is trained or measured."""
     for task in mixture.all_tasks():
         task_label_ids(tokenizer, task)
+        encode_row(tokenizer, task, "", limit=limit)
     for task in mixture.split_tasks("thinking"):
         task_label_ids(tokenizer, task, thinking=True)
         thought_prompt(tokenizer, task, "", mixture.options["thinking"].max_new_tokens, limit)
@@ -210,9 +209,14 @@ class Reader:
 
     def after_thinking(self, questions: list[Question], options: Options) -> list[Side]:
         """The thoughts of all questions are decoded together."""
-        writing = {"limit": self.limit, "each": self.each, "on_rows": self.on_rows}
         thoughts = write_thoughts(
-            self.model, self.tokenizer, questions, max_new_tokens=options.max_new_tokens, **writing
+            self.model,
+            self.tokenizer,
+            questions,
+            max_new_tokens=options.max_new_tokens,
+            limit=self.limit,
+            each=self.each,
+            on_rows=self.on_rows,
         )
         return self.sides_of(thoughts)  # their rows are counted as they are written
 
@@ -236,8 +240,9 @@ class Reader:
         )
         self.on_rows(count_rows(questions) - len(texts))
         summaries = {text: self.tokenizer.decode(answer.ids) for text, answer in zip(texts, answers)}
-        ended = {text: float(answer.ended) for text, answer in zip(texts, answers)}
-        left_out = {text: float(row.left_out) for text, row in zip(texts, encoded)}
+        written = dict(
+            zip(texts, zip(encoded, answers))
+        )  # text -> its prompt, and the summary as it was generated
         judge = replace(self, on_rows=ignore)
         enable_lora(self.model, False)
         sides = judge.at_once(
@@ -252,8 +257,9 @@ class Reader:
                 side |= {"transcript": of_whole["log_odds"], "empty": of_empty["log_odds"]}
         enable_lora(self.model, adapter)
         for question, side in zip(questions, sides):
-            side["well_formed"] = np.array([ended[text] for text in question.texts], dtype=np.float32)
-            side["left_out"] = np.array([left_out[text] for text in question.texts], dtype=np.float32)
+            of_rows = [written[text] for text in question.texts]
+            side["well_formed"] = np.array([answer.ended for _, answer in of_rows], dtype=np.float32)
+            side["left_out"] = np.array([row.left_out for row, _ in of_rows], dtype=np.float32)
         return sides
 
 
@@ -375,7 +381,7 @@ def read_encoded(
         cache = model.prefix(torch.tensor(sharing[0][:P], device=device)) if P else None
         # a text's share of the prefix stands for the copy of its keys and values that attention makes
         lengths = [len(row) - P + P // PREFIX_SHARE for row in ids]
-        waiting = token_batches(lengths, batch_tokens or BATCH_TOKENS)
+        waiting = token_batches(lengths, batch_tokens or PASS_TOKENS[device.type])
         while waiting:
             batch = pack([[ids[i] for i in waiting[0]]], switch=switch, cached=P)
             try:
@@ -413,8 +419,8 @@ def read_answers(hidden: Tensor, model: Decoder, label_ids: list[int]) -> tuple[
     # (B,) running logsumexp over the vocabulary
     total = torch.full((len(hidden),), float("-inf"), device=weight.device)
     highest, likeliest = total.clone(), torch.zeros_like(total, dtype=torch.long)
-    for begin in range(0, len(weight), VOCABULARY_CHUNK):
-        logits = hidden @ weight[begin : begin + VOCABULARY_CHUNK].float().T  # (B, chunk)
+    for begin in range(0, len(weight), CHUNK):
+        logits = hidden @ weight[begin : begin + CHUNK].float().T  # (B, chunk)
         total = torch.logaddexp(total, logits.logsumexp(dim=-1))
         top, token = logits.max(dim=-1)
         likeliest = torch.where(top > highest, token + begin, likeliest)

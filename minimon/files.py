@@ -95,7 +95,7 @@ def decoded(data: bytes, where) -> str:
 
 
 def unpacked(path) -> bytes:
-    with open(path, "rb") as file, gzip.GzipFile(fileobj=file) as content:
+    with gzip.open(path) as content:
         try:
             data = content.read(MAX_BYTES + 1)
         except (OSError, EOFError, zlib.error) as error:

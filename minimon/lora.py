@@ -125,15 +125,10 @@ def wrap(model, config):
         )
     model.requires_grad_(False)
     for path in paths:
-        named = peft_path(model, path)
-        replace(model, path, LoRALinear(model.get_submodule(path), config.rank(named), config.scaling(named)))
+        named, base_layer = peft_path(model, path), model.get_submodule(path)
+        model.set_submodule(path, LoRALinear(base_layer, config.rank(named), config.scaling(named)))
     model.lora_config = config
     return config
-
-
-def replace(model, path, module):
-    parent, name = path.rsplit(".", 1)
-    setattr(model.get_submodule(parent), name, module)
 
 
 def linear_paths(model):
@@ -145,7 +140,7 @@ def linear_paths(model):
 def targeted(path, config):
     """PEFT's rules: exclude_modules win; a whole path holds as it is; a name in the layers asked for."""
     targets, layers = config.target_modules, config.layers_to_transform
-    if not matches(path, targets) or matches(path, config.exclude_modules or []):
+    if not matches(path, targets) or matches(path, config.exclude_modules):
         return False
     if isinstance(targets, str) or layers in (None, []) or path in targets:
         return True
@@ -186,7 +181,7 @@ def enable_lora(model: nn.Module, enabled: bool) -> None:
 def merge_lora(model: nn.Module) -> nn.Module:
     """W + scaling B A in every wrapped linear, in fp32 and cast once; unwraps them. Returns the model."""
     for path, layer in lora_layers(model).items():
-        replace(model, path, layer.merged())
+        model.set_submodule(path, layer.merged())
     model.lora_config = None
     return model
 

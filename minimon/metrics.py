@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 DRAWS = 2000
+ECE_BINS = 15
 FPR_OF = {"tpr_at_1pct_fpr": 0.01, "tpr_at_5pct_fpr": 0.05}
 METRICS = ("performance", "auroc", *FPR_OF, "brier", "ece")
 WITH_INTERVAL = ("performance", "auroc")
@@ -72,6 +73,9 @@ class Scores:
         return sigmoid(self.of(which))
 
 
+SplitScores = dict[str, dict[str, list[Scores]]]  # split -> group -> tasks
+
+
 def sigmoid(log_odds):
     return np.exp(-np.logaddexp(0.0, -log_odds.astype(float)))
 
@@ -94,10 +98,13 @@ def inter_task_generalization(performances, epsilon: float) -> tuple[float, bool
 
 def performance(log_odds, labels):
     """(n, N), (n,) -> (n,): 1 where the likeliest label is the gold one. A tie at the top is no answer: 0."""
-    top = log_odds.max(axis=1, keepdims=True)
-    untied = (log_odds == top).sum(axis=1) == 1
     right = log_odds.argmax(axis=1) == labels
-    return (right & untied).astype(float)
+    return (right & ~tied(log_odds)).astype(float)
+
+
+def tied(log_odds):
+    """(n, N) -> (n,) bool: several labels are the likeliest."""
+    return (log_odds == log_odds.max(axis=1, keepdims=True)).sum(axis=1) > 1
 
 
 def auroc(scores, positives):
@@ -138,10 +145,10 @@ def brier(p, positives) -> float:
     return float(np.mean((p - positives) ** 2))
 
 
-def ece(p, positives, bins: int = 15) -> float:
+def ece(p, positives) -> float:
     """Sum over equal-width bins of P(positive) of the share of rows times |mean P - share of positives|
     (Naeini et al., 2015)."""
-    which = np.minimum((p * bins).astype(int), bins - 1)
+    which = np.minimum((p * ECE_BINS).astype(int), ECE_BINS - 1)
     return float(np.abs(np.bincount(which, p - positives)).sum() / len(p))
 
 
@@ -192,8 +199,7 @@ def undefined(scores: Scores, which: str) -> dict[str, str]:
         return dict.fromkeys(METRICS, "no rows")
     positives = int(scores.positives.sum())
     negatives = len(log_odds) - positives
-    top = log_odds == log_odds.max(axis=1, keepdims=True)
-    ties = (top.sum(axis=1) > 1).sum()
+    ties = tied(log_odds).sum()
     why = {}
     if ties:
         why["performance"] = f"{ties} rows with a tie at the top, which counts as wrong"
@@ -214,7 +220,7 @@ def mean_measures(tasks: list[Scores], which: str) -> dict:
     each = [measures(task, which) for task in tasks]
     found = {}
     for key in each[0]:
-        values = [measure[key] for measure in each if measure[key] is not None]
+        values = [measure[key] for measure in each if measure.get(key) is not None]
         if key == "performance":
             values = np.concatenate([performance(task.of(which), task.labels) for task in tasks])
         if key in FPR_OF:

@@ -88,8 +88,9 @@ class Decoder(nn.Module):
     def prefill(self, tokens: Tensor, spans: list[Span], room: int) -> tuple[Tensor, Cache]:
         """tokens (N,) of B prompts -> hidden states (B, C) at their last tokens, and their Cache (B, K, S, D) with `room` columns left
         for what is written after the longest."""
-        hidden, keys, values = self.run(tokens, self.layout(spans), last_only=True, keep=True)
-        keys, values = ([text_rows(x, spans, room) for x in kept] for kept in (keys, values))
+        layout = self.layout(spans)
+        hidden, keys, values = self.run(tokens, layout, last_only=True, keep=True)
+        keys, values = ([layout.text_rows(x, room) for x in kept] for kept in (keys, values))
         return hidden, Cache(keys, values)
 
     def decode(self, tokens: Tensor, positions: Tensor, cache: Cache, full_lengths: list[int]) -> Tensor:
@@ -99,8 +100,7 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., V)"""
-        logits = self.lm_head(hidden)
-        return logits / self.config.logits_scaling if self.config.logits_scaling != 1.0 else logits
+        return self.lm_head(hidden) / self.config.logits_scaling
 
     def layout(self, spans: list[Span], cache: Cache | None = None) -> Layout:
         weight = self.lm_head.weight
@@ -166,7 +166,7 @@ class Block(nn.Module):
         cos, sin = layout.rotations[self.self_attn.kind]
         q, k, v = before(self, x, cos, sin, last)
         window, scale = self.self_attn.window, self.self_attn.scale
-        y = layout.attend(q, k, v, past, window, scale, last_only)  # (N or B, H D)
+        y = layout.attend(q, k, v, past, window, scale)  # (N or B, H D)
         return after(self, x if last is None else x[last], y), k, v
 
     def before(self, x, cos, sin, last):
@@ -213,7 +213,7 @@ class Attention(nn.Module):
                 RMSNorm(D if self.qk_norm == "head" else size, config) for size in self.sizes[:2]
             )
 
-    def project(self, x, cos, sin, last=None):
+    def project(self, x, cos, sin, last):
         """x (N, C) -> q (N, H, D), or (B, H, D) at the tokens `last` (B,), k (N, K, D), both rotated, and v (N, K, D)."""
         at = slice(None) if last is None else last
         if self.fused:
@@ -266,21 +266,3 @@ class RMSNorm(nn.Module):
             return self.weight * y.to(x.dtype)
         gain = 1.0 + self.weight.float() if self.plus_one else self.weight.float()
         return (gain * y).to(x.dtype)
-
-
-# ---- keys and values to keep ---------------------------------------------------------------------------------------
-
-
-def text_rows(x: Tensor, spans: list[Span], room: int) -> Tensor:
-    """(N, K, D) of a ragged row -> (B, K, S + room, D): each text with its prefix from column 0 on, zeros after it."""
-    parts = x.split([span.texts * span.tokens for span in spans])
-    rows, prefix = [], x[:0]
-    for span, part in zip(spans, parts):
-        if span.is_prefix:
-            prefix = part
-            continue
-        before = prefix if span.continues else x[:0]
-        rows += [torch.cat((before, text)) for text in part.split(span.tokens)]
-    columns = max(map(len, rows)) + room
-    rows = [F.pad(text, (0, 0, 0, 0, 0, columns - len(text))) for text in rows]  # (S + room, K, D)
-    return torch.stack(rows).transpose(1, 2)

@@ -16,6 +16,7 @@ from minimon.batch import (
     Group,
     Limit,
     encode,
+    most_tokens,
     pack,
     rope_switch,
     token_batches,
@@ -80,8 +81,7 @@ def training_steps(
             group_size=settings.group_size,
             fraction=phase.fraction,
         )
-        share = settings.warmup if settings.warmup < 1 else settings.warmup / phase.steps
-        warmup = round(share * phase.steps)
+        warmup = round(settings.warmup * (phase.steps if settings.warmup < 1 else 1))
         for i, groups in enumerate(order):
             found.append(Step(groups, phase.lr * lr_factor(i, phase.steps, warmup, settings.schedule)))
     return found
@@ -259,12 +259,13 @@ def conversation_loss(model, texts: list[EncodedConversation]) -> tuple[int, tor
     return len(tokens), loss * len(targets)
 
 
-def check_conversations(tokenizer: Tokenizer, conversations: list[Conversation], limit: int | None) -> None:
-    """Raises ValueError naming file and line for what the chat template refuses, and for more than `limit` tokens: nothing of a
+def check_conversations(tokenizer: Tokenizer, conversations: list[Conversation], limit: Limit) -> None:
+    """Raises ValueError naming file and line for what the chat template refuses, and for more tokens than that: nothing of a
     conversation can be left out."""
+    most = most_tokens(limit)
     for conversation, text in zip(conversations, encode_conversations(tokenizer, conversations)):
-        if limit is not None and len(text.ids) > limit:
+        if len(text.ids) > most:
             raise ValueError(
-                f"{conversation.where}: expected at most {limit} tokens, got {len(text.ids)}; shorten the conversation, "
+                f"{conversation.where}: expected at most {most} tokens, got {len(text.ids)}; shorten the conversation, "
                 "or take it out, or give more --max-tokens"
             )

@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from minimon.batch import row_limit
 from minimon.checkpoint import load_model
 from minimon.hf.families import FAMILIES, WRAPPERS, config_from_dict, read_config
 from minimon.hf.rope import NEEDED, rope_frequencies
@@ -321,6 +322,12 @@ def test_any_config_is_read_or_refused_in_one_line(name, data):
 
 
 # frequencies
+
+
+def test_dynamic_ntk_stretches_the_trained_range_by_its_factor():
+    scaling = {"rope_type": "dynamic", "factor": 1.5}
+    config = config_from_dict(dict(tiny.LLAMA, max_position_embeddings=64, rope_scaling=scaling))
+    assert row_limit(config, None).positions == 96
 
 
 @pytest.mark.parametrize("name", ["llama", "llama, dynamic", "phi3, longrope, long"])

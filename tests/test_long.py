@@ -16,7 +16,7 @@ import minimon.attention
 import minimon.evaluate
 import minimon.steps
 import train
-from minimon.batch import Limit, encode_row, in_halves, row_limit
+from minimon.batch import NO_LIMIT, Limit, encode_row, in_halves, row_limit
 from minimon.checkpoint import load_model
 from minimon.evaluate import read, think
 from minimon.steps import check_conversations
@@ -73,16 +73,18 @@ def test_what_can_not_be_cut_is_refused(base):
         ({"role": "user", "content": LONG}, {"role": "assistant", "content": "Yes"}), "f:7"
     )
     with pytest.raises(ValueError, match="f:7: expected at most 50 tokens, got"):
-        check_conversations(tokenizer, [conversation], 50)
-    check_conversations(tokenizer, [conversation], None)
+        check_conversations(tokenizer, [conversation], Limit(50))
+    check_conversations(tokenizer, [conversation], NO_LIMIT)
     thought = {"role": "assistant", "content": "Yes", "reasoning_content": LONG}
     conversation = Conversation(({"role": "user", "content": "x"}, thought), "f:8")
     with pytest.raises(ValueError, match="f:8: expected at most 50 tokens, got"):
-        check_conversations(tokenizer, [conversation], 50)
+        check_conversations(tokenizer, [conversation], Limit(50))
     assert LONG in conversation.text  # so that a prompt of the evaluation is found there as well
     with pytest.raises(ValueError, match="f:9: .*role"):
         check_conversations(
-            tokenizer, [replace(conversation, messages=({"role": "x", "content": "y"},), where="f:9")], None
+            tokenizer,
+            [replace(conversation, messages=({"role": "x", "content": "y"},), where="f:9")],
+            NO_LIMIT,
         )
     for wrong in (5, 10**6):
         with pytest.raises(ValueError, match="--max-tokens: expected a number from 16 to .* 2048; got"):

@@ -100,6 +100,15 @@ def test_tpr_at_one_percent_fpr_is_none_with_fewer_than_a_hundred_negatives():
     assert tpr_at_fpr(np.append(scores, 1.0), np.append(labels, False)) is not None
 
 
+def test_tasks_with_few_negatives_and_with_many_have_a_mean_together():
+    few, many = task("few", n=40), task("many", n=300)
+    for tasks in ([few, many], [many, few]):
+        mean = metrics.mean_measures(tasks, "adapter")
+        assert mean["auroc"] == pytest.approx(
+            (metrics.measures(few, "adapter")["auroc"] + metrics.measures(many, "adapter")["auroc"]) / 2
+        )
+
+
 def test_tpr_at_five_percent_fpr_needs_twenty_negatives():
     scores, labels = np.arange(20) / 20, np.arange(20) == 0
     assert tpr_at_fpr(scores, labels, 0.05) is None

@@ -287,6 +287,10 @@ def test_what_cannot_be_asked_in_a_split_is_refused_before_training(world, tmp_p
             raise ValueError("label 'Yes': expected one token there")
         return [1, 2]
 
+    wordy = replace(mixture.splits["new_domain"][""][0], prompt="Is it new? " * 50)
+    splits = mixture.splits | {"new_domain": {"": [wordy]}}
+    with pytest.raises(ValueError, match="task 'new': expected room for a text, got 64 tokens.*--max-tokens"):
+        check_questions(tokenizer, replace(mixture, splits=splits), limit._replace(tokens=64))
     tokenizer.label_ids = label_ids
     with pytest.raises(ValueError, match="task 'new': label 'Yes'"):
         check_questions(tokenizer, mixture, limit)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-FULL, SLIDING = "full_attention", "sliding_attention"
+from minimon.attention import FULL, SLIDING
+
 NEEDED = {  # rope type -> the numbers it cannot do without
     "default": (),
     "linear": ("factor",),
@@ -42,7 +43,8 @@ class RopeConfig:
     @property
     def longest_text(self) -> int:
         """Tokens of a text that the base can tell apart; dynamic NTK stretches the trained range by its factor."""
-        return self.max_positions * (int(self.scaling["factor"]) if self.rope_type == "dynamic" else 1)
+        stretch = self.scaling["factor"] if self.rope_type == "dynamic" else 1
+        return int(self.max_positions * stretch)
 
     def frequencies(self, length: int, device=None) -> tuple[Tensor, float]:
         """Frequencies (d/2,) on `device` and the factor on cos and sin, for a text of `length` tokens.

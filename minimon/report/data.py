@@ -5,6 +5,7 @@ import numpy as np
 from minimon.metrics import (
     WITH_INTERVAL,
     Scores,
+    SplitScores,
     chance,
     inter_task_generalization,
     intervals,
@@ -17,7 +18,6 @@ from minimon.metrics import (
 SIDES = ("base", "adapter")
 RATES = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # FPRs of a ROC
 HISTOGRAM_BINS = 24
-SplitScores = dict[str, dict[str, list[Scores]]]  # split -> group -> tasks
 VERDICTS = {"inter_task": "new_domain", "intra_task": "trained"}
 
 

@@ -5,8 +5,8 @@ from html import escape
 
 import numpy as np
 
-from minimon.metrics import Scores
-from minimon.report.data import SIDES, SplitScores, all_tasks
+from minimon.metrics import Scores, SplitScores
+from minimon.report.data import SIDES, all_tasks
 from minimon.report.svg import STYLE as SVG_STYLE
 from minimon.report.svg import bar, figures
 from minimon.report.text import Section, interval, number, sections

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from minimon.files import write_json, write_text
-from minimon.report.data import SplitScores
+from minimon.metrics import SplitScores
 from minimon.report.html import page
 from minimon.report.scores import write_scores
 from minimon.report.text import markdown

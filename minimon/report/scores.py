@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from minimon.files import read_jsonl, write_text
-from minimon.metrics import Scores
-from minimon.report.data import SplitScores
+from minimon.metrics import Scores, SplitScores
 
 ABOUT = ("split", "group", "task", "domain", "criterion")
 AGAIN = "measure the run again: python eval.py --adapter RUN --out DIRECTORY"

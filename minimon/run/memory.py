@@ -3,7 +3,8 @@
 import ctypes
 import sys
 
-PASS_TOKENS = {"cpu": 2048, "cuda": 65536}  # of a pass at most: larger ones gain nothing
+from minimon.batch import PASS_TOKENS
+
 FEWEST_TOKENS = 256  # of a pass on a CPU: smaller ones cost time
 KEPT = 2**29  # bytes of activations that such a pass keeps for its backward pass, about
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h

@@ -126,7 +126,9 @@ def dealing(model, cost: Callable = length_of_ids) -> Callable:
     With shards every process takes part in every item."""
 
     def each(work: Callable, items: list) -> list:
-        if size() == 1 or getattr(model, "sharded", False):
+        if getattr(model, "sharded", False):
+            return [work(item) for item in items]  # all processes gather the blocks in the same order
+        if size() == 1:
             return in_threads(work, items, model)
         costs, results = [cost(item) for item in items], [None] * len(items)
         parts = gathered(in_threads(work, own_share(items, costs), model))

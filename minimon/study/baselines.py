@@ -19,15 +19,15 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from minimon.batch import row_limit
 from minimon.evaluate import Question, read, scores_of
+from minimon.metrics import SplitScores
 from minimon.study.examples import showing
-from minimon.study.findings import Splits
 from minimon.tasks import Mixture, Task
 
 DECAYS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the logistic regressions, chosen on training domains that are left out
 SHOTS = 4
 
 
-def baselines(model, tokenizer, mixture: Mixture) -> dict[str, Splits]:
+def baselines(model, tokenizer, mixture: Mixture) -> dict[str, SplitScores]:
     """name -> split -> group -> Scores of the tasks with two labels to which it applies, where an answer is read at once.
 
     In each Scores `base` is the untrained model and `adapter` the baseline, so that its uplift is the baseline's."""

@@ -6,13 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minimon.metrics import DRAWS, Interval, Scores, bootstrap, mean_measures, percentiles
+from minimon.metrics import DRAWS, Interval, Scores, SplitScores, bootstrap, mean_measures, percentiles
 from minimon.report.scores import text_hash
 from minimon.study.cells import Cell
 from minimon.tasks import SPLITS, Mixture, Task
 
 MARGIN = 0.03  # an effect in AUROC that a study ought to see
-Splits = dict[str, dict[str, list[Scores]]]  # split -> group -> tasks
 Table = dict[str, dict[str, object]]  # column -> row -> what stands there, mostly an effect
 
 
@@ -36,7 +35,7 @@ class Run:
         return np.array(rows, dtype=float)
 
 
-def by_place(scores: Splits) -> dict[str, list[Scores]]:
+def by_place(scores: SplitScores) -> dict[str, list[Scores]]:
     """ "split / group" -> its tasks, and "split" -> all of them."""
     found = {}
     for split, groups in scores.items():
@@ -192,7 +191,9 @@ def verdict(effects: dict[str, dict], expected: int, whole: bool = True) -> str:
 # ---- the old question --------------------------------------------------------------------------------------
 
 
-def as_trained(scores: Splits, trained: dict[tuple[str, str], dict[str, int]]) -> dict[str, list[Scores]]:
+def as_trained(
+    scores: SplitScores, trained: dict[tuple[str, str], dict[str, int]]
+) -> dict[str, list[Scores]]:
     """The pairs of new_prompt on which the trained question and the new one differ, with the trained one's label.
 
     trained: group and task of new_prompt -> hash of a text -> the trained question's label."""
