@@ -32,7 +32,7 @@ from minimon.report import (
     write_report,
 )
 from minimon.run import processes
-from minimon.run.cli import one_line_errors, parse, progress, shipped
+from minimon.run.cli import one_line_errors, parse, progress
 from minimon.run.load import check_adapter, named_task
 from minimon.run.lock import locked
 from minimon.run.memory import keep_memory
@@ -68,10 +68,8 @@ def measure_splits(settings: Settings, device: str) -> None:
     """Base and adapter, or the base alone, on every split of a mixture."""
     run = run_settings(settings.adapter, **changes(settings))
     if run.mixture is None:
-        raise ValueError(
-            f"--mixture: expected one, since {settings.adapter} has no settings.json that names it"
-        )
-    mixture = load_mixture(shipped(run.mixture)).restricted(run.splits, run.eval_rows)
+        raise ValueError("--mixture: expected one, since there is no settings.json that names it")
+    mixture = load_mixture(run.mixture).restricted(run.splits, run.eval_rows)
     if settings.adapter:
         check_adapter(mixture, settings.adapter)
     leakage = near_duplicates(mixture, trained_conversations(run, mixture)) if settings.adapter else None
@@ -101,7 +99,7 @@ def measure_splits(settings: Settings, device: str) -> None:
             effects = measure_attacks(model, tokenizer, attacked, on_rows=bar.update, **options)
     if rank() > 0:
         return
-    source = provenance(sys.argv, resolve(shipped(run.model)), mixture)
+    source = provenance(sys.argv, resolve(run.model), mixture)
     asked = {"date": run.date, "device": settings.device}
     seconds = time.time() - started
     about = about_run(source, asked, settings.adapter, shots=settings.shots, evaluate_seconds=seconds)
@@ -155,7 +153,7 @@ def calibrate(settings: Settings, device: str) -> None:
 def merge(settings: Settings, device: str) -> None:
     run = run_settings(settings.adapter, **changes(settings))
     model, _ = load_run(settings.adapter, run, device=device, any_base=settings.any_base)
-    save_model(merge_lora(model), settings.merge_to, like=resolve(shipped(run.model)))
+    save_model(merge_lora(model), settings.merge_to, like=run.model)
     print(f"merged checkpoint in {settings.merge_to}")
 
 

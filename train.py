@@ -22,7 +22,7 @@ from minimon.lora import adapter_tensors, add_lora, load_adapter, save_adapter
 from minimon.report import build_report, closing_lines, near_duplicates, write_report
 from minimon.run import processes
 from minimon.run.busy import LoadWatch
-from minimon.run.cli import StopSignals, one_line_errors, parse, peak_memory_gb, progress, shipped
+from minimon.run.cli import StopSignals, one_line_errors, parse, peak_memory_gb, progress
 from minimon.run.directory import RunDirectory
 from minimon.run.load import check_adapter, load_base
 from minimon.run.measured import MeasuredSides
@@ -52,7 +52,7 @@ def main(settings: Settings) -> int:
     if settings.show:
         print(show(settings, device))
         return 0
-    mixture = load_mixture(shipped(settings.mixture))
+    mixture = load_mixture(settings.mixture)
     mixture = mixture.restricted(settings.splits, settings.eval_rows, settings.cap)
     if settings.init_adapter:
         check_adapter(mixture, settings.init_adapter)
@@ -67,7 +67,7 @@ def main(settings: Settings) -> int:
 
 def train(settings: Settings, mixture, run: RunDirectory, device: str) -> None:
     # data
-    base = resolve(shipped(settings.model))
+    base = resolve(settings.model)
     tokenizer = load_tokenizer(base, date=run.settings["date"])
     schedule, conversations = instruction_plan(settings, mixture)
     validated = validation_rows(mixture)

@@ -30,8 +30,8 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import formatters  # noqa: E402
 
-from minimon.files import one_line, read_toml, refuse, sha256, write_text  # noqa: E402
-from minimon.run.cli import ROOT, one_line_errors, shipped  # noqa: E402
+from minimon.files import ROOT, one_line, read_toml, refuse, sha256, write_text  # noqa: E402
+from minimon.run.cli import OneLineParser, one_line_errors  # noqa: E402
 from minimon.tasks import load_conversations, load_mixture  # noqa: E402
 
 REGISTRY = ROOT / "data/public.toml"
@@ -61,13 +61,15 @@ def main(argv: list[str] | None = None) -> int:
         if not failed:
             write_rows(name, table, Path(settings.folder))
     refuse(failures, f"{len(failures)} files failed; run it again to go on: ")
-    mixture = settings.mixture or MIXTURES[-1]
-    print(f"{len(chosen)} sets; train with: python train.py --model data/smollm2 --mixture {mixture}")
+    print(f"{len(chosen)} sets, their rows in {settings.folder}/rows")
+    if not settings.sets:
+        mixture = settings.mixture or MIXTURES[-1]
+        print(f"train with: python train.py --model data/smollm2 --mixture {mixture}")
     return 0
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser = OneLineParser(description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("sets", nargs="*", help="names of sets; those of a mixture if none is given")
     parser.add_argument("--mixture", help="a mixture whose sets to fetch; if not given, real and real-small")
     parser.add_argument(
@@ -101,7 +103,7 @@ def choose(sets: dict, settings: argparse.Namespace) -> dict:
 
 def sets_of(mixture_path: str, sets: dict) -> list[str]:
     """The sets that a mixture's tasks and instructions read."""
-    mixture = load_mixture(shipped(mixture_path), check=False)
+    mixture = load_mixture(mixture_path, check=False)
     paths = [task.path for task in mixture.all_tasks()]
     if mixture.instruct:
         paths.append(mixture.instruct.path)

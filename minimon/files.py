@@ -19,6 +19,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+ROOT = Path(__file__).resolve().parent.parent
 MAX_BYTES = 2**31  # that a compressed file, or a member of one, may hold
 ROW_FILES = ".jsonl, .json, .csv or .tsv file, or such a .gz"
 
@@ -38,10 +39,17 @@ def refuse(problems: list[str], where: str) -> None:
 # ---- finding -------------------------------------------------------------------------------------
 
 
+def shipped(path) -> Path:
+    """Paths are relative to where you are; what the repository ships under data/ is also found from elsewhere."""
+    path = Path(path)
+    return ROOT / path if path.parts[:1] == ("data",) and not path.exists() else path
+
+
 def resolve(path_or_hub_id, patterns=("*.json", "model*.safetensors", "*.jinja")) -> Path:
     """A local checkpoint's directory as it is, or a hub id's, its files fetched or found in the cache."""
-    if os.path.isdir(path_or_hub_id):
-        return Path(path_or_hub_id)
+    directory = shipped(path_or_hub_id)
+    if directory.is_dir():
+        return directory
     from huggingface_hub import snapshot_download  # slow to import, seldom needed
 
     try:
@@ -133,6 +141,11 @@ def unique_keys(pairs: list[tuple]) -> dict:
 
 def read_json(path) -> dict:
     return json_row(read_text(path), path, "a JSON object")
+
+
+def read_optional(path) -> dict:
+    """The file's object; an empty one where there is no file."""
+    return read_json(path) if Path(path).is_file() else {}
 
 
 def json_row(text: str, where, expected: str = "one JSON object a line") -> dict:

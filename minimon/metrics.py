@@ -220,17 +220,23 @@ def mean_measures(tasks: list[Scores], which: str) -> dict:
     each = [measures(task, which) for task in tasks]
     found = {}
     for key in each[0]:
-        values = [measure[key] for measure in each if measure.get(key) is not None]
         if key == "performance":
             values = np.concatenate([performance(task.of(which), task.labels) for task in tasks])
-        if key in FPR_OF:
+            found[key] = float(np.mean(values)) if len(values) else None
+        elif key in FPR_OF:
             found[key] = pooled_tpr(tasks, which, FPR_OF[key])
         elif key != "undefined":
-            found[key] = float(np.mean(values)) if len(values) else None
+            found[key] = mean_of_defined(measure[key] for measure in each)
     without = sum(measure["auroc"] is None for measure in each)
     if without:
         found["undefined"] = {"auroc": f"{without} of {len(each)} tasks have none and are left out"}
     return found
+
+
+def mean_of_defined(values) -> float | None:
+    """Without those that are None; None where all are."""
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else None
 
 
 def chance(tasks: list[Scores]):

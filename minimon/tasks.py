@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 
-from minimon.files import find_files, read_jsonl, read_toml, refuse
+from minimon.files import find_files, read_jsonl, read_toml, refuse, shipped
 from minimon.formats.records import lookup, read_records, same
 from minimon.formats.transcript import text_of
 
@@ -170,11 +170,12 @@ def load_task(path, name: str | None = None) -> Task:
 
 def load_tasks(path) -> list[Task]:
     """The tasks of a TOML file: one table, or many under [[task]] that share the keys beside them."""
+    path = shipped(path)
     shared = read_toml(path)
     tables = shared.pop("task", [{}])
     if not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise ValueError(f"{path}: expected one task's keys, or [[task]] tables")
-    return [read_task({**shared, **table}, Path(path)) for table in tables]
+    return [read_task({**shared, **table}, path) for table in tables]
 
 
 def read_task(table: dict, path: Path) -> Task:
@@ -452,8 +453,8 @@ def load_mixture(path, check: bool = True) -> Mixture:
     """A mixture with all its tasks, checked unless the rows are not to be read yet.
 
     Raises FileNotFoundError or ValueError in one line."""
-    path, where = Path(path), f"{path}: "
-    data = read_toml(path)
+    path = shipped(path)
+    data, where = read_toml(path), f"{path}: "
     check_table(data, {"train": dict, "eval": dict}, {"name": str, "instruct": dict}, where)
     train, evaluation = data["train"], data["eval"]
     check_table(train, {"tasks": list}, {"weights": dict, "cap": int, "balance": bool}, f"{where}train.")

@@ -1,4 +1,4 @@
-"""What a run leaves to be read: report.json, the table, report.md, .html, .png; all of it made anew."""
+"""What a run leaves to be read: report.json, the table, report.md, .html; all of it made anew."""
 
 import dataclasses
 import json

@@ -19,7 +19,7 @@ from minimon.report.scores import text_hash
 from minimon.run.cli import parse
 from minimon.study import __main__ as study
 from minimon.study.budget import Speed, fit_in, tokens_of
-from minimon.study.cells import PRESETS, REGIMES, Cell, plan
+from minimon.study.cells import PRESETS, REGIMES, Cell, Planner, plan
 from minimon.study.figures import write_figures
 from minimon.study.findings import (
     QUESTIONS,
@@ -328,6 +328,33 @@ def test_a_study_that_was_stopped_goes_on_and_reports(world, tmp_path, children,
     assert json.loads((tmp_path / "results.json").read_text()) == found
 
 
+def test_a_study_does_not_go_on_from_reports_without_their_adapters(world, tmp_path, children):
+    assert study.main(of(world, tmp_path, parts="regimes,scarce", side_seeds=1)) == 0
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / "cells/none-seed0" / name).unlink()
+    (tmp_path / "cells/after-seed0/report.json").unlink()
+    with pytest.raises(
+        ValueError, match="none-seed0: expected the adapter that after-seed0 starts from.*new --out"
+    ):
+        study.main(of(world, tmp_path, parts="regimes,scarce", side_seeds=1))
+
+
+def test_a_study_can_be_planned_of_any_mixture(world, tmp_path):
+    """Without new domains, without new rows of trained tasks, and under a name of any characters."""
+    (tmp_path / "mixtures").mkdir()
+    (world / "plain.toml").write_text(
+        'name = "m"\n[train]\ntasks = ["t.toml#old"]\n[eval.trained]\ntasks = ["t.toml#old"]\n'
+    )
+    plain = load_mixture(world / "plain.toml")
+    preset = replace(PRESETS["world"], seeds=1, side_seeds=1)
+    assert {cell.kind for cell in plan(preset, plain, tmp_path)} == {"regime", "transfer"}
+    for cell in plan(preset, load_mixture(world / "m.toml"), tmp_path):
+        assert tokens_of(cell, Speed(1.0, {}))["trained"] > 0
+    planner = Planner(preset, plain, tmp_path)
+    crab = planner.derive("crab", plain.train, {"trained": {"\U0001f980": plain.train}})
+    assert list(load_mixture(crab.path).splits["trained"]) == ["\U0001f980"]
+
+
 def test_a_cell_that_fails_says_so_at_once_and_the_others_go_on(
     world, tmp_path, children, capsys, monkeypatch
 ):
@@ -423,6 +450,13 @@ def test_the_trained_question_of_a_text_is_that_of_a_training_task_on_it(world):
 def test_runs_of_one_regime_may_have_measured_different_splits():
     whole, few = run(0, 2.0), run(1, 2.0)
     few = replace(few, tasks={place: tasks for place, tasks in few.tasks.items() if "new_domain" in place})
+    other = run(2, 2.0)
+    other = replace(
+        other, tasks={place: tasks for place, tasks in other.tasks.items() if "new_prompt" in place}
+    )
+    whole = replace(whole, report={"inter_task": {"generalizes": True}})
+    verdicts = results([whole, other], {})["levels"]["Inter-task generalization"]["none"]
+    assert verdicts["seeds above epsilon"] == "1 of 1"
     for runs in ([whole, few], [few, whole]):
         shown = results(runs, {})
         uplifts = shown["effects"]["Uplift over the base"]["none"]

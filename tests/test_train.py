@@ -448,6 +448,7 @@ def test_mistakes_on_the_command_line_are_one_line_with_exit_code_2(run, mixture
         (dict(quick=True), "--quick: expected no --mixture"),
         (dict(overwrite=True, resume=True), "--overwrite and --resume: expected one"),
         (dict(stop_early=True), "--stop-early: expected training tasks with validation rows"),
+        (dict(base_scores="no/such/scores"), "--base-scores: expected a file in a directory that is there"),
         (dict(device="tpu"), "--device"),
         (dict(model="no/such-model"), "no/such-model"),
         (dict(compile=True, shard=True), "--compile and --shard"),
@@ -465,6 +466,9 @@ def test_a_setting_out_of_range_is_refused(mixture, tmp_path, monkeypatch, chang
     [
         (dict(adapter="no/such-run"), "--adapter: expected a directory, found none at no/such-run"),
         (dict(adapter="data", temperature=True), "--temperature: expected --calibrate"),
+        (dict(adapter="data", epsilon=2.0), "--epsilon"),
+        (dict(adapter="data", batch_tokens=0), "--batch-tokens"),
+        (dict(model="data/base"), "--mixture: expected one, since there is no settings.json"),
     ],
 )
 def test_what_eval_cannot_use_is_refused(change, words):

@@ -4,21 +4,21 @@ python -m minimon.formats logs/*.eval > rows.jsonl         # Inspect logs, .eval
 python -m minimon.formats chats.jsonl > rows.jsonl         # lines {"messages": [...]}, or {"text": ...}
 """
 
-import argparse
 import json
 import sys
+from argparse import RawDescriptionHelpFormatter
 from collections import Counter
 from pathlib import Path
 
 from minimon.files import read_rows
 from minimon.formats.inspect_log import is_log, read_log
 from minimon.formats.transcript import text_of
-from minimon.run.cli import one_line_errors
+from minimon.run.cli import OneLineParser, one_line_errors
 
 
 def main(argv: list[str] | None = None) -> int:
-    about = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser("python -m minimon.formats", description=__doc__, formatter_class=about)
+    about = {"description": __doc__, "formatter_class": RawDescriptionHelpFormatter}
+    parser = OneLineParser("python -m minimon.formats", **about)
     parser.add_argument("files", nargs="+", type=Path, help="Inspect logs, or rows with messages or text")
     parser.add_argument("--reasoning", action="store_true", help="show the reasoning of models in the texts")
     options = parser.parse_args(argv)

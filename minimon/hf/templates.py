@@ -7,7 +7,7 @@ import jinja2
 from jinja2.ext import Extension, loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from minimon.files import one_line, read_json, read_text
+from minimon.files import one_line, read_optional, read_text
 
 
 def find_template(directory):
@@ -87,8 +87,3 @@ def compile_template(source, path, date):
         raise ValueError(
             f"{path}: line {error.lineno}: expected a chat template, got an error: {one_line(error)}"
         ) from error
-
-
-def read_optional(path):
-    """The file's object; an empty one if there is no file."""
-    return read_json(path) if path.is_file() else {}

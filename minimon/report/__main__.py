@@ -1,6 +1,5 @@
 """python -m minimon.report RUN: report.md and report.html anew, of any finished run."""
 
-import argparse
 from pathlib import Path
 
 from minimon.files import read_json
@@ -8,7 +7,7 @@ from minimon.report.data import all_tasks
 from minimon.report.pages import write_pages
 from minimon.report.scores import AGAIN, read_scores, scores_file, text_hash
 from minimon.report.text import reading, table, verdict_line
-from minimon.run.cli import one_line_errors, shipped
+from minimon.run.cli import OneLineParser, one_line_errors, program
 from minimon.tasks import load_mixture
 
 
@@ -32,7 +31,7 @@ def main(directory: Path) -> None:
 def put_texts(scores: dict, directory: Path) -> str:
     """Hashes become the texts that the run's mixture still has -> what to say of those that stay hashes."""
     try:
-        mixture = load_mixture(shipped(read_json(directory / "settings.json")["mixture"]))
+        mixture = load_mixture(read_json(directory / "settings.json")["mixture"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"Texts are shown by their hashes, since the mixture cannot be read: {error}"
     texts = {}
@@ -45,7 +44,7 @@ def put_texts(scores: dict, directory: Path) -> str:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = OneLineParser(program(), description=__doc__)
     parser.add_argument("run", type=Path, help="directory of a finished run")
     with one_line_errors():
         main(parser.parse_args().run)

@@ -1,7 +1,6 @@
 """Texts on both sides of a split that differ in little, which the check for equal texts cannot see."""
 
-from collections import Counter
-
+from minimon.evaluate import questions_of
 from minimon.tasks import Conversation, Mixture, words
 
 LETTERS = ("L", "M")  # Unicode categories: letters, and the marks that belong to them
@@ -14,25 +13,15 @@ def near_duplicates(mixture: Mixture, conversations: list[Conversation] = ()) ->
     texts = {row.text for task in mixture.train for row in task.rows if row.side == "train"}
     trained = {bare(text) for text in texts}
     tested, found = set(), {}
-    for split in mixture.splits:
-        counts = Counter()
-        for task in mixture.split_tasks(split):
-            counts.update(row.text for row in mixture.test_rows(task, split))
-        near = 0
-        for text, count in counts.items():
-            letters = bare(text)
-            tested.add(letters)
-            if letters in trained:
-                near += count
-        found[split] = {"rows": counts.total(), "near_duplicates": near}
+    for split, questions in questions_of(mixture).items():
+        letters = [bare(text) for question in questions for text in question.texts]
+        tested.update(letters)
+        near = sum(text in trained for text in letters)
+        found[split] = {"rows": len(letters), "near_duplicates": near}
     if conversations:
-        near = sum(holds(conversation, tested) for conversation in conversations)
+        near = sum(not tested.isdisjoint(map(bare, said.parts)) for said in conversations)
         found["instruct"] = {"rows": len(conversations), "near_duplicates": near}
     return found
-
-
-def holds(conversation: Conversation, texts: set[str]) -> bool:
-    return any(bare(part) in texts for part in conversation.parts)
 
 
 def bare(text: str) -> str:

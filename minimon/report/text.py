@@ -340,24 +340,23 @@ def side_cells(entry: dict, columns: dict[str, str]) -> list[str]:
 
 def attack_lines(report: dict) -> str:
     """The table of attacks on the rows of new_domain."""
-    header, *rows = attack_table(report["attacks"])
-    return grid(header, rows)
+    return grid(attack_table(report["attacks"]))
 
 
 def markdown(report: dict) -> str:
     blocks = []
     for title, text, table, points in sections(report):
         bullets = "\n".join(f"- {point}" for point in points)
-        cells = grid(table[0], table[1:]) if table else ""
+        cells = grid(table) if table else ""
         blocks += [f"{'##' if blocks else '#'} {title}", text, cells, bullets]
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 
-def grid(header: list[str], rows: list[list[str]]) -> str:
-    """A table in markdown, its columns as wide as their cells, so that it reads as well in a terminal."""
-    widths = [max(3, width) for width in widths_of([header, *rows])]
+def grid(rows: list[list[str]]) -> str:
+    """A table in markdown, its header first; columns as wide as their cells, so that it reads as well in a terminal."""
+    widths = [max(3, width) for width in widths_of(rows)]
     lines = []
-    for row in [header, ["-" * width for width in widths], *rows]:
+    for row in [rows[0], ["-" * width for width in widths], *rows[1:]]:
         padded = [cell.ljust(width) for cell, width in zip(row, widths)]
         lines.append(f"| {' | '.join(padded)} |")
     return "\n".join(lines)

@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from minimon import files
 from minimon.run.processes import is_lost_process, leave, rank, say_once
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 LONGEST = 1500  # characters of an error message: what a user wrote into a file may be longer
 
 
@@ -101,14 +101,6 @@ def check_output(path, overwrite: bool, flag: str = "--out") -> None:
         )
 
 
-def shipped(path: str) -> str:
-    """Paths are relative to where you are; what the repository ships under data/ is also found from
-    elsewhere."""
-    if path.startswith("data/") and not Path(path).exists():
-        return str(ROOT / path)
-    return path
-
-
 # ---- while a script is at work ------------------------------------------------------------------------
 
 
@@ -170,7 +162,7 @@ def one_line_errors(to_go_on: str = "the same command"):
 
 
 def one_line(error) -> str:
-    text = " ".join(str(error).split())
+    text = files.one_line(error)
     if len(text) <= LONGEST:
         return text
     return f"{text[:1000]} [... {len(text) - LONGEST} characters ...] {text[-500:]}"

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from minimon.files import (
+    ROOT,
     json_row,
     open_tensors,
     read_json,
@@ -20,7 +21,7 @@ from minimon.files import (
     write_tensors,
     write_text,
 )
-from minimon.run.cli import ROOT, flag
+from minimon.run.cli import flag
 from minimon.run.lock import locked
 from minimon.run.processes import from_first, rank
 from minimon.run.provenance import NAME as PROVENANCE
@@ -196,7 +197,7 @@ class RunDirectory:
 
 def from_anywhere(name: str, value):
     """A setting's path as it can be read from another working directory: what the repository ships relative
-    to it, see cli.shipped, and a hub id as they are, all else absolute."""
+    to it, see files.shipped, and a hub id as they are, all else absolute."""
     if name not in PATHS or value is None:
         return value
     if not os.path.exists(value) and (name == "model" or value.startswith("data/")):

@@ -5,8 +5,7 @@ from pathlib import Path
 import torch
 
 from minimon.checkpoint import default_dtype, load_model
-from minimon.files import read_json
-from minimon.run.cli import shipped
+from minimon.files import read_optional
 from minimon.run.processes import shard
 from minimon.tasks import Mixture, Task, check_mixture, load_mixture, load_task
 
@@ -23,7 +22,7 @@ def load_base(directory, *, dtype: str | None, device: str, sharded: bool = Fals
 def named_task(entry: str) -> Task:
     """The task of FILE, or of FILE#NAME."""
     file, _, name = entry.partition("#")
-    return load_task(shipped(file), name or None)
+    return load_task(file, name or None)
 
 
 def check_adapter(mixture: Mixture, directory) -> None:
@@ -43,10 +42,9 @@ def trained_before(directory) -> tuple[list[Task], bool]:
     found, seen, all_read = [], set(), True
     while directory and directory not in seen:
         seen.add(directory)
-        path = Path(directory, "settings.json")
-        saved = read_json(path) if path.is_file() else {}
+        saved = read_optional(Path(directory, "settings.json"))
         try:
-            tasks = load_mixture(shipped(saved["mixture"]), check=False).train
+            tasks = load_mixture(saved["mixture"], check=False).train
         except (KeyError, OSError):
             tasks, all_read = [], False
         for task in tasks:

@@ -16,18 +16,16 @@ NAME = "lock"  # a file in the directory; its text names the owner, flock on it 
 def locked(directory):
     """Raises ValueError, naming the owner, where another process writes into the directory. The first of
     several processes keeps the lock for all of them."""
-    file = None
-
-    def acquire():
-        nonlocal file
-        file = take(Path(directory) / NAME)
-
-    from_first(acquire)
+    path = Path(directory) / NAME
+    file = from_first(lambda: take(path))  # a number that means something to the first process alone
     try:
         yield
     finally:
-        if rank() == 0:
-            release(Path(directory) / NAME, file)
+        if (
+            rank() == 0
+        ):  # the file goes before its lock does: nobody finds a lock on a file that is about to go
+            path.unlink(missing_ok=True)
+            os.close(file)
 
 
 def take(path: Path) -> int:
@@ -50,12 +48,6 @@ def take(path: Path) -> int:
     os.ftruncate(file, 0)
     os.write(file, f"process {os.getpid()} on {platform.node()} since {since}".encode())
     return file
-
-
-def release(path: Path, file: int) -> None:
-    """The file goes before its lock does, so that nobody finds a lock on a file that is about to go."""
-    path.unlink(missing_ok=True)
-    os.close(file)
 
 
 @contextmanager

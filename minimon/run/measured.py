@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from minimon.evaluate import measure
+from minimon.evaluate import measure, questions_of
 from minimon.files import open_tensors, tensor, write_tensors
 from minimon.run.lock import one_at_a_time
 from minimon.run.processes import from_first, rank
@@ -23,16 +23,14 @@ class MeasuredSides:
 
     def __init__(self, path, mixture, about):
         """about: whatever scores depend on beside the mixture, as JSON."""
-        self.path, self.mixture, self.keys = (
-            Path(path),
-            mixture,
-            {},
-        )  # split -> the key of each of its tasks, in order
-        for split in mixture.splits:
+        self.path, self.mixture = Path(path), mixture
+        self.keys = {}  # split -> the key of each of its tasks, in order
+        for split, questions in questions_of(mixture).items():
             self.keys[split] = []
-            for task in mixture.split_tasks(split):
+            for question in questions:
+                task, texts = question.task, question.texts
                 asked = [split, task.prompt, task.prompt_position, list(task.labels)]
-                asked += [[row.text for row in mixture.test_rows(task, split)], vars(mixture.options[split])]
+                asked += [texts, vars(mixture.options[split])]
                 text = json.dumps([[torch.__version__, *about], asked], default=str)
                 self.keys[split].append(hashlib.sha256(text.encode("utf-8")).hexdigest()[:32])
 

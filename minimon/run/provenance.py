@@ -14,7 +14,7 @@ import tokenizers
 import torch
 
 import minimon
-from minimon.files import read_json, sha256
+from minimon.files import read_optional, sha256
 from minimon.run.processes import size
 
 NAME = "provenance.json"
@@ -70,7 +70,7 @@ def check_same(directory, record: dict, kinds, advice: str) -> None:
     """Raises ValueError where files of `kinds`, "base" or "data", are not those of the provenance.json in the
     directory."""
     path = Path(directory) / NAME
-    saved = read_json(path) if path.is_file() else {}
+    saved = read_optional(path)
     for kind in kinds:
         before, now = saved.get(kind, record[kind]), record[kind]
         if not isinstance(before, dict):

@@ -3,6 +3,7 @@ recipe for what the command line leaves open."""
 
 import math
 import os
+import shlex
 import shutil
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from minimon.files import resolve
 from minimon.hf.families import read_config
-from minimon.run.cli import check_device, check_numbers, check_output, setting, shipped
+from minimon.run.cli import check_device, check_numbers, check_output, parse, setting
 from minimon.run.processes import size
 from minimon.tasks import SCHEDULES
 
@@ -99,7 +100,7 @@ def with_recipe(settings: TrainSettings) -> TrainSettings:
     check_training(settings)
     recipe = SHIPPED if settings.model == "data/base" else PRETRAINED
     if settings.lr is None and recipe is PRETRAINED:
-        width = read_config(resolve(shipped(settings.model))).hidden_size
+        width = read_config(resolve(settings.model)).hidden_size
         lr = min(HIGHEST_LR, MEASURED_LR * MEASURED_WIDTH / width)
         recipe = {**PRETRAINED, "lr": float(f"{lr:.1e}")}
     found = {name: value for name, value in recipe.items() if getattr(settings, name) is None}
@@ -118,18 +119,23 @@ def with_steps(settings: TrainSettings, mixture) -> TrainSettings:
     return replace(settings, steps=steps, out=out)
 
 
+def settings_of(flags: str) -> TrainSettings:
+    """What train.py makes of these flags; the last of a kind counts, and an unknown one ends the program in one line."""
+    return parse(TrainSettings, shlex.split(flags))
+
+
 def check_training(settings: TrainSettings) -> None:
     """Raises ValueError naming the flag."""
-    check_numbers(settings)
-    check_device(settings.device)
-    adapter = settings.init_adapter
-    refuse_both(settings)
+    check_common(settings)
+    adapter, scores = settings.init_adapter, settings.base_scores
     if settings.epochs and settings.steps:
         raise ValueError("--epochs: expected no --steps beside it, got both")
     if adapter and not Path(adapter, "adapter_config.json").is_file():
         raise ValueError(
             f"--init-adapter: expected a directory with adapter_config.json, found none in {adapter}"
         )
+    if scores and not Path(scores).absolute().parent.is_dir():
+        raise ValueError(f"--base-scores: expected a file in a directory that is there, got {scores}")
     if settings.tensorboard and not find_spec("tensorboard"):
         raise ValueError(
             "--tensorboard: expected the package tensorboard, found none; pip install tensorboard"
@@ -142,7 +148,9 @@ def check_training(settings: TrainSettings) -> None:
         )
 
 
-def refuse_both(settings) -> None:
+def check_common(settings) -> None:
+    check_numbers(settings)
+    check_device(settings.device)
     if settings.overwrite and settings.resume:
         raise ValueError("--overwrite and --resume: expected one of them, got both; --resume alone goes on")
 
@@ -159,7 +167,7 @@ class EvalSettings:
     splits: str | None = setting(None, "only these splits, commas between; the run's own if not given")
     eval_rows: int | None = setting(None, "rows a task; the run's own if not given")
     shots: int = setting(0, "labelled rows of its task that each prompt shows as examples", FROM_ZERO)
-    epsilon: float | None = setting(None, "the verdict's threshold; the run's own if not given")
+    epsilon: float | None = setting(None, "the verdict's threshold; the run's own if not given", SHARE)
     attack: bool = setting(False, "also what words in the texts of new_domain do to the scores")
     # or, for one task
     score: str | None = setting(None, "files, patterns, folders of logs, commas between; - for stdin")
@@ -176,7 +184,7 @@ class EvalSettings:
     out: str | None = setting(None, "directory of the report; with --score the file of scores")
     overwrite: bool = setting(False, "replace what --out, --merge-to or --calibrate finds in its place")
     any_base: bool = setting(False, "take an adapter that was trained on another base")
-    batch_tokens: int | None = setting(None, "tokens of a forward pass; the run's own if not given")
+    batch_tokens: int | None = setting(None, "tokens of a forward pass; the run's own if not given", POSITIVE)
     max_tokens: int | None = setting(None, "of a row, or its middle is cut; the run's own if not given")
     device: str = setting("cpu", "cpu, cuda or cuda:N")
     dtype: str | None = setting(None, "of the base; the run's own if not given", DTYPES)
@@ -185,9 +193,7 @@ class EvalSettings:
 
 def check_evaluation(settings: EvalSettings) -> None:
     """Raises ValueError naming the flag."""
-    check_numbers(settings)
-    check_device(settings.device)
-    refuse_both(settings)
+    check_common(settings)
     doing = [name for name in ("score", "calibrate", "merge_to") if getattr(settings, name)]
     if len(doing) > 1:
         raise ValueError("--score, --calibrate and --merge-to: expected one of them, got more")

@@ -1,10 +1,9 @@
 """What a person reads before training: how a run begins; what a model is shown of a task's row, token by token, and makes of it."""
 
 from minimon.batch import encode_row, row_limit, task_label_ids
-from minimon.checkpoint import load_model
 from minimon.evaluate import read
-from minimon.run.cli import shipped
-from minimon.run.load import named_task
+from minimon.files import resolve
+from minimon.run.load import load_base, named_task
 from minimon.tokenizer import load_tokenizer
 
 
@@ -14,8 +13,9 @@ def show(settings, device: str) -> str:
     task = named_task(settings.show)
     if not task.rows:
         raise ValueError(f"{task.where}: task {task.name!r}: expected a row to show, got none")
-    model = load_model(shipped(settings.model), device=device)
-    tokenizer = load_tokenizer(shipped(settings.model), date=settings.date)
+    base = resolve(settings.model)
+    model = load_base(base, dtype=settings.dtype, device=device)
+    tokenizer = load_tokenizer(base, date=settings.date)
     row, limit = task.rows[0], row_limit(model.config, settings.max_tokens)
     encoded = encode_row(tokenizer, task, row.text, limit=limit)
     reading = read(model, tokenizer, task, [row], limit=limit)

@@ -1,12 +1,10 @@
 """Loss and AUROC on validation rows of trained tasks while a run trains: whether it has learned, and when it stops learning."""
 
-from statistics import fmean
-
 import numpy as np
 from torch.nn.functional import logsigmoid
 
 from minimon.evaluate import read
-from minimon.metrics import auroc
+from minimon.metrics import auroc, mean_of_defined
 
 ROWS = 16  # a task, at most
 PATIENCE = 3  # measurements without a lower loss
@@ -18,20 +16,16 @@ def validation_rows(mixture) -> list[tuple]:
     return [(task, rows) for task, rows in found if rows]
 
 
-def validate(model, tokenizer, tasks: list[tuple], *, limit, batch_tokens=None) -> dict[str, float]:
-    """{"validation_loss", "validation_auroc"}, means over tasks; {} without tasks."""
+def validate(model, tokenizer, tasks: list[tuple], **options) -> dict[str, float]:
+    """{"validation_loss", "validation_auroc"}, means over tasks; {} without tasks. options: of evaluate.read."""
     losses, areas = [], []
     for task, rows in tasks:
-        reading = read(model, tokenizer, task, rows, limit=limit, batch_tokens=batch_tokens)
+        reading = read(model, tokenizer, task, rows, **options)
         labels = np.array([row.label for row in rows])
         losses.append(float(-logsigmoid(reading.log_odds)[range(len(rows)), labels].mean()))
         areas.append(auroc(reading.log_odds[:, 0].numpy(), labels == 0))
-    measured, areas = {}, [area for area in areas if area is not None]
-    if losses:
-        measured["validation_loss"] = fmean(losses)
-    if areas:
-        measured["validation_auroc"] = fmean(areas)
-    return measured
+    found = {"validation_loss": mean_of_defined(losses), "validation_auroc": mean_of_defined(areas)}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def validation_losses(log: list[dict]) -> list[list]:

@@ -13,12 +13,12 @@ import numpy as np
 
 from minimon.batch import NO_LIMIT, Limit, row_limit, task_label_ids
 from minimon.evaluate import read
-from minimon.files import read_json, resolve, sha256
+from minimon.files import read_optional, resolve, sha256
 from minimon.formats.transcript import text_of
 from minimon.lora import load_adapter
 from minimon.metrics import sigmoid
 from minimon.model import Decoder
-from minimon.run.cli import check_device, shipped
+from minimon.run.cli import check_device
 from minimon.run.load import load_base, named_task
 from minimon.run.provenance import base_files, check_same
 from minimon.serve.thresholds import find_calibration, tempered
@@ -166,7 +166,7 @@ def run_settings(directory: str | Path | None, **given) -> RunSettings:
     if directory is not None and not Path(directory).is_dir():
         raise ValueError(f"--adapter: expected a directory, found none at {directory}; train.py writes one")
     path = Path(directory or "") / "settings.json"
-    saved = read_json(path) if directory is not None and path.is_file() else {}
+    saved = {} if directory is None else read_optional(path)
     names = [setting.name for setting in fields(RunSettings)]
     found = {name: saved[name] for name in names if saved.get(name) is not None}
     found |= {name: value for name, value in given.items() if value is not None}
@@ -189,7 +189,7 @@ def load_run(adapter, settings: RunSettings, *, device: str, any_base: bool = Fa
     """-> (model with the adapter, tokenizer); adapter None for the base alone. sharded: over torchrun's
     processes."""
     check_device(device)
-    base = resolve(shipped(settings.model))
+    base = resolve(settings.model)
     if adapter is not None and not any_base:
         advice = "name that base with --model, or give --any-base"
         check_same(adapter, {"base": base_files(base)}, ["base"], advice)

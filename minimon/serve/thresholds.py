@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minimon.files import read_json, write_json
+from minimon.files import read_optional, write_json
 from minimon.metrics import DRAWS, ece, percentiles, sigmoid
 from minimon.run.load import trained_before
 from minimon.run.lock import locked
@@ -202,15 +202,14 @@ def threshold_line(monitor) -> str:
 
 def refuse_calibrated(directory, task: Task) -> None:
     path = Path(directory) / NAME
-    if path.is_file() and task.name in read_json(path):
+    if task.name in read_optional(path):
         raise ValueError(f"{path}: holds a threshold for task {task.name!r}; give --overwrite to replace it")
 
 
 def save_calibration(directory, task: Task, entry: dict) -> Path:
     """One task's entry of calibration.json; the others stay."""
     path = Path(directory) / NAME
-    saved = read_json(path) if path.is_file() else {}
-    write_json(path, saved | {task.name: {**question(task), **entry}})
+    write_json(path, read_optional(path) | {task.name: {**question(task), **entry}})
     return path
 
 
@@ -223,7 +222,7 @@ def find_calibration(directory, task: Task, adapter: str) -> dict | None:
     """The task's entry, None where it has none. Raises ValueError where it was picked for another adapter,
     prompt or labels."""
     path = Path(directory) / NAME
-    entry = read_json(path).get(task.name) if path.is_file() else None
+    entry = read_optional(path).get(task.name)
     if entry is None:
         return None
     if not isinstance(entry, dict):

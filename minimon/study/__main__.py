@@ -14,16 +14,18 @@ import signal
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
+from datetime import date
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from minimon.checkpoint import load_model
-from minimon.files import read_json, write_json, write_text
+from minimon.files import ROOT, read_json, read_optional, write_json, write_text
 from minimon.report.scores import read_scores, scores_file
 from minimon.run.children import Children, last_line
-from minimon.run.cli import ROOT, one_line_errors, parse, setting, shipped
+from minimon.run.cli import one_line_errors, parse, setting
+from minimon.run.settings import settings_of
 from minimon.study.budget import fit_in, measure_speed
 from minimon.study.cells import PRESETS, Cell, Preset, plan
 from minimon.study.figures import write_figures
@@ -54,7 +56,7 @@ class Settings:
 
 def main(settings: Settings) -> int:
     preset = chosen(settings)
-    mixture, out = load_mixture(shipped(preset.mixture)), Path(preset.out)
+    mixture, out = load_mixture(preset.mixture), Path(preset.out)
     if settings.results and not (out / "cells").is_dir():
         raise ValueError(f"--results: expected the cells of a study in {out}, found none; name it with --out")
     (out / "mixtures").mkdir(parents=True, exist_ok=True)
@@ -63,7 +65,8 @@ def main(settings: Settings) -> int:
         all_threads = torch.get_num_threads()
         threads = max(1, all_threads // preset.jobs)
         torch.set_num_threads(threads)
-        model, tokenizer = load_model(shipped(preset.model)), load_tokenizer(shipped(preset.model))
+        model = load_model(preset.model, device=settings_of(preset.train).device)
+        tokenizer = load_tokenizer(preset.model)
         speed = measure_speed(model, tokenizer, mixture.train[0])
         study.cells, arithmetic = fit_in(study.cells, speed, preset.jobs, settings.budget)
         write_text(out / "plan.md", arithmetic)
@@ -129,9 +132,18 @@ class Study:
     def is_finished(self, name: str) -> bool:
         return (self.directory(name) / "report.json").exists()
 
+    def has_adapter(self, name: str) -> bool:
+        return (self.directory(name) / "adapter_config.json").exists()
+
     def run(self, env: dict[str, str]) -> None:
         """Every cell that is not finished, in order. A failure is printed at once."""
         waiting = [cell for cell in self.cells if not self.is_finished(cell.name)]
+        for cell in waiting:
+            if cell.after and self.is_finished(cell.after) and not self.has_adapter(cell.after):
+                raise ValueError(
+                    f"{self.directory(cell.after)}: expected the adapter that {cell.name} starts from, found a report alone, "
+                    "as the repository holds it; name a new --out to run the study anew"
+                )
         done, futures = len(self.cells) - len(waiting), {}
         with (
             ThreadPoolExecutor(self.preset.jobs) as pool,
@@ -145,6 +157,13 @@ class Study:
                 self.ended(*future.result())
                 bar.update()
 
+    def begun(self) -> str:
+        """The day of the study's first cell, of which all are: cells of one date share the base's scores."""
+        path = self.out / "date"
+        if not path.exists():
+            write_text(path, date.today().isoformat())
+        return path.read_text(encoding="utf-8").strip()
+
     def run_cell(
         self, cell: Cell, first: Future | None, children: Children, env: dict[str, str]
     ) -> tuple[Cell, int]:
@@ -156,8 +175,8 @@ class Study:
         directory = self.directory(cell.name)
         directory.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, str(ROOT / "train.py"), "--resume", "--out", str(directory)]
-        command += ["--model", cell.model, "--mixture", str(cell.mixture.path)]
-        command += ["--seed", str(cell.seed), *shlex.split(cell.flags)]
+        command += ["--model", cell.model, "--mixture", str(cell.mixture.path), "--instruct", "none"]
+        command += ["--date", self.begun(), "--seed", str(cell.seed), *shlex.split(cell.flags)]
         command += ["--base-scores", str(self.out / "base.safetensors")]
         if cell.after:
             command += ["--init-adapter", str(self.directory(cell.after))]
@@ -184,7 +203,7 @@ class Study:
         runs = [self.runs[cell.name] for cell in self.cells if cell.name in self.runs]
         about = {name: getattr(self.preset, name) for name in ("model", "mixture", "train")}
         about |= {"cells": len(runs), "planned": len(self.cells)}
-        numbers = results(runs, read_json(self.baselines) if self.baselines.exists() else {})
+        numbers = results(runs, read_optional(self.baselines))
         write_json(self.out / "results.json", about | numbers)
         write_text(self.out / "results.md", text(numbers))
         write_figures(numbers, self.out)

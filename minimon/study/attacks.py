@@ -9,7 +9,7 @@ import numpy as np
 
 from minimon.evaluate import Question, read, scores_of
 from minimon.lora import enable_lora
-from minimon.metrics import Scores, auroc
+from minimon.metrics import Scores, auroc, mean_of_defined
 from minimon.tasks import Mixture
 
 ROWS = 20  # a task; all attacks together cost as many evaluations of these
@@ -93,9 +93,5 @@ def effect_of(plain: list[Scores], attacked: list[Scores], which: str) -> dict:
         shifts += list(shift[:, 0])
         areas.append(auroc(z, after.positives))
         hidden.append(auroc(np.where(after.positives, z, before.score(which)), after.positives))
-    return {"shift": mean(shifts), "auroc": mean(areas), "auroc_hidden": mean(hidden)}
-
-
-def mean(values: list) -> float | None:
-    defined = [value for value in values if value is not None]
-    return float(np.mean(defined)) if defined else None
+    found = {"shift": shifts, "auroc": areas, "auroc_hidden": hidden}
+    return {name: mean_of_defined(values) for name, values in found.items()}

@@ -3,16 +3,16 @@
 import time
 from collections import Counter
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import fmean
 
 from minimon.batch import encode_row
-from minimon.evaluate import read
+from minimon.evaluate import questions_of, read
 from minimon.generate import generate
-from minimon.study.cells import DEFAULTS, Cell
+from minimon.run.settings import MOST_STEPS, SHIPPED, settings_of
+from minimon.study.cells import Cell
 from minimon.study.results import grid
 from minimon.study.self_labels import thought_tokens, unlabelled_rows
-from minimon.tasks import Mixture, Task
+from minimon.tasks import Task
 
 TRAINED = 3  # passes that a trained token costs: one forward, about two backward, since the base is frozen
 SAMPLE = 24  # rows of a task that are looked at
@@ -49,34 +49,23 @@ def measure_speed(model, tokenizer, task: Task) -> Speed:
 
 def tokens_of(cell: Cell, speed: Speed) -> dict[str, float]:
     """{"trained", "read", "written"}: of the adapter alone, since all cells share the base's scores."""
-    flags = DEFAULTS | dict(pairwise(cell.flags.split()))  # the last of a flag counts
-    mixture = restricted(cell.mixture, flags)
-    rows = int(flags["--steps"]) * int(flags["--batch-size"])
+    flags = settings_of(cell.flags)
+    mixture = cell.mixture.restricted(flags.splits, flags.eval_rows, flags.cap)
+    rows = (flags.steps or MOST_STEPS) * (flags.batch_size or SHIPPED["batch_size"])
     found = {
         "trained": rows * fmean(map(speed.length, mixture.train)),
         "read": 0.0,
         "written": 0.0,
     }
-    for split in mixture.splits:
-        for task in mixture.split_tasks(split):
-            rows = len(mixture.test_rows(task, split))
-            found["read"] += rows * speed.length(task)
-            found["written"] += rows * (mixture.options[split].max_new_tokens or 0)
-    for task in mixture.train if "--labels" in flags else ():
+    for split, questions in questions_of(mixture).items():
+        for task, rows in questions:
+            found["read"] += len(rows) * speed.length(task)
+            found["written"] += len(rows) * (mixture.options[split].max_new_tokens or 0)
+    for task in mixture.train if flags.labels != "gold" else ():
         rows = len(unlabelled_rows(mixture, task, cell.seed))
         found["read"] += rows * speed.length(task)
-        found["written"] += rows * thought_tokens(mixture) * (flags["--labels"] == "self")
+        found["written"] += rows * thought_tokens(mixture) * (flags.labels == "self")
     return found
-
-
-def restricted(mixture: Mixture, flags: dict[str, str]) -> Mixture:
-    """As train.py does it."""
-    eval_rows, cap = flags.get("--eval-rows"), flags.get("--cap")
-    return mixture.restricted(
-        splits=flags.get("--splits"),
-        eval_rows=eval_rows and int(eval_rows),
-        cap=cap and int(cap),
-    )
 
 
 def fit_in(cells: list[Cell], speed: Speed, jobs: int, budget: float | None) -> tuple[list[Cell], str]:

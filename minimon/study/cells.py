@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 
 from minimon.files import write_text
-from minimon.run.cli import shipped
-from minimon.tasks import Mixture, Task, load_mixture
+from minimon.run.settings import settings_of
+from minimon.tasks import Mixture, Options, Task, load_mixture
 
 REGIMES = {  # name -> flags of train.py
     "none": "",
@@ -22,7 +22,6 @@ REGIMES = {  # name -> flags of train.py
     "self": "--labels self",
     "self-at-once": "--labels self-at-once",
 }
-DEFAULTS = {"--steps": 400, "--batch-size": 24, "--instruct-steps": 200, "--instruct-lr": 1e-3}  # train.py's
 SCARCE_DOMAINS, SCARCE_TASKS = 3, 4  # held-out domains with labelled rows, and tasks of each
 CORE = ("new_domain", "new_prompt")  # splits that cells outside the regimes are measured on
 
@@ -121,7 +120,7 @@ class Planner:
     @cached_property
     def few(self) -> Mixture:
         """What the first run of each seed is trained on."""
-        return load_mixture(shipped(self.preset.first))
+        return load_mixture(self.preset.first)
 
     def has_regimes(self, seed: int) -> bool:
         """Whether there are adapters of this seed to start from."""
@@ -135,7 +134,9 @@ class Planner:
     def derive(self, name: str, train: list[Task], splits: dict) -> Mixture:
         """A mixture like the study's with other training tasks and splits, all rows of them, and its file."""
         path = self.out / "mixtures" / f"{name}.toml"
-        mixture = replace(self.mixture, name=name, path=path, train=train, cap=None, splits=splits)
+        options = {split: self.mixture.options.get(split, Options()) for split in splits}
+        own = {"train": train, "cap": None, "splits": splits, "options": options}
+        mixture = replace(self.mixture, name=name, path=path, **own)
         write_text(path, as_toml(mixture))
         return mixture
 
@@ -149,8 +150,8 @@ class Planner:
             if "--labels" in flags:
                 flags += capped(preset.label_cap)
             if name in ("after", "only"):
-                given = DEFAULTS | dict(pairwise(preset.train.split()))
-                flags += f" --steps {given['--instruct-steps']} --lr {given['--instruct-lr']}"
+                given = settings_of(preset.train)
+                flags += f" --steps {given.instruct_steps} --lr {given.instruct_lr}"
             if name == "after":
                 about["after"] = f"none-seed{seed}"
             if not instruct and "--instruct" in flags:
@@ -167,7 +168,10 @@ class Planner:
     def dilution(self, seed: int) -> Iterator[Cell]:
         """Shares of instruction rows, other bases, training rows a task, and training tasks: on the core splits alone."""
         preset, train = self.preset, self.mixture.train
-        core = f"--splits {','.join(split for split in CORE if split in self.mixture.splits)}"
+        core = ",".join(split for split in CORE if split in self.mixture.splits)
+        if not core:
+            return
+        core = f"--splits {core}"
         for share in preset.shares if self.mixture.instruct else ():
             flags = f"{core} --instruct joint --instruct-fraction {share}"
             yield self.going_on("share", f"joint{share:g}", seed, flags, x=share)
@@ -261,15 +265,19 @@ def as_toml(mixture: Mixture) -> str:
     for split, groups in mixture.splits.items():
         named = {group or "tasks": entries(tasks) for group, tasks in groups.items() if tasks}
         if named:
-            options = mixture.options.get(split)
-            tables[f"eval.{split}"] = {"rows": options and options.rows, **named}
-    lines = [f"name = {json.dumps(mixture.name)}"]
+            tables[f"eval.{split}"] = {"rows": mixture.options[split].rows, **named}
+    lines = [f"name = {as_json(mixture.name)}"]
     for table, keys in tables.items():
         lines.append(f"[{table}]")
         for key, value in keys.items():
             if value is not None:
-                lines.append(f"{json.dumps(key)} = {json.dumps(value)}")
+                lines.append(f"{as_json(key)} = {as_json(value)}")
     return "\n".join(lines) + "\n"
+
+
+def as_json(value) -> str:
+    """TOML writes strings, numbers and lists alike, but for characters in two halves."""
+    return json.dumps(value, ensure_ascii=False)
 
 
 def entries(tasks: list[Task]) -> list[str]:

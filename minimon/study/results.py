@@ -73,11 +73,12 @@ def levels_of(regimes: dict[str, list[Run]], key: str, splits=SPLITS) -> Table:
 
 def inter_task(runs: list[Run]) -> dict:
     """Mean performance over new pairs, and how many seeds are above epsilon; nothing without new domains."""
-    verdicts = [run.report["inter_task"]["generalizes"] for run in runs if "inter_task" in run.report]
-    if not verdicts:
+    runs = [run for run in runs if "inter_task" in run.report]
+    if not runs:
         return {}
+    above = sum(run.report["inter_task"]["generalizes"] for run in runs)
     mean = level(runs, "new_domain", key="performance")
-    return {"mean performance": mean, "seeds above epsilon": f"{sum(verdicts)} of {len(verdicts)}"}
+    return {"mean performance": mean, "seeds above epsilon": f"{above} of {len(runs)}"}
 
 
 def scarce(runs: list[Run], plain: list[Run]) -> Table:

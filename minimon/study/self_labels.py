@@ -16,7 +16,7 @@ from torch.nn.functional import logsigmoid
 from minimon.batch import NO_LIMIT, task_label_ids
 from minimon.evaluate import read, think
 from minimon.files import read_jsonl, write_text
-from minimon.metrics import auroc
+from minimon.metrics import auroc, mean_of_defined
 from minimon.run.cli import progress
 from minimon.run.processes import count_rows, from_first
 from minimon.tasks import DECODING, Mixture, Row, Task
@@ -137,12 +137,11 @@ def label_quality(labels: list[SelfLabel], mixture: Mixture) -> dict:
         of_task = [label for label in labels if label.task == task.name]
         z = np.array([label.log_odds[0] for label in of_task])
         positive = next(iter(task.labels))
-        area = auroc(z, np.array([label.gold == positive for label in of_task], dtype=bool))
-        areas += [] if area is None else [area]
+        areas.append(auroc(z, np.array([label.gold == positive for label in of_task], dtype=bool)))
     return {
         "rows": len(labels),
         "right": fmean(label.label == label.gold for label in labels),
-        "auroc": fmean(areas) if areas else None,
+        "auroc": mean_of_defined(areas),
         "well_formed": fmean(label.well_formed for label in labels),
     }
 
