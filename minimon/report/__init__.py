@@ -2,8 +2,8 @@
 
 from minimon.report.data import build_report
 from minimon.report.leakage import near_duplicates
-from minimon.report.pages import write_pages, write_report
-from minimon.report.scores import read_scores, write_scores
+from minimon.report.pages import write_report
+from minimon.report.scores import read_scores
 from minimon.report.text import attack_lines, closing_lines, reading, table, verdict_line
 
 __all__ = [
@@ -15,7 +15,5 @@ __all__ = [
     "reading",
     "table",
     "verdict_line",
-    "write_pages",
     "write_report",
-    "write_scores",
 ]
