@@ -48,7 +48,7 @@ def shipped(path) -> Path:
 def resolve(path_or_hub_id, patterns=("*.json", "model*.safetensors", "*.jinja")) -> Path:
     """A local checkpoint's directory as it is, or a hub id's, its files fetched or found in the cache."""
     directory = shipped(path_or_hub_id)
-    if directory.is_dir():
+    if path_or_hub_id != "" and directory.is_dir():
         return directory
     from huggingface_hub import snapshot_download  # slow to import, seldom needed
 

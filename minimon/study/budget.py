@@ -8,7 +8,7 @@ from statistics import fmean
 from minimon.batch import encode_row
 from minimon.evaluate import questions_of, read
 from minimon.generate import generate
-from minimon.run.settings import MOST_STEPS, SHIPPED, settings_of
+from minimon.run.settings import SHIPPED, most_steps, settings_of
 from minimon.study.cells import Cell
 from minimon.study.results import grid
 from minimon.study.self_labels import thought_tokens, unlabelled_rows
@@ -51,7 +51,7 @@ def tokens_of(cell: Cell, speed: Speed) -> dict[str, float]:
     """{"trained", "read", "written"}: of the adapter alone, since all cells share the base's scores."""
     flags = settings_of(cell.flags)
     mixture = cell.mixture.restricted(flags.splits, flags.eval_rows, flags.cap)
-    rows = (flags.steps or MOST_STEPS) * (flags.batch_size or SHIPPED["batch_size"])
+    rows = (flags.steps or most_steps(cell.model)) * (flags.batch_size or SHIPPED["batch_size"])
     found = {
         "trained": rows * fmean(map(speed.length, mixture.train)),
         "read": 0.0,

@@ -33,7 +33,7 @@ class Preset:
     model: str = "data/base"
     mixture: str = "data/mixtures/default.toml"
     out: str = "runs/study"
-    train: str = ""  # more flags for every run of train.py
+    train: str = "--steps 400"  # more flags for every run of train.py
     first: str = ""  # a mixture of few tasks: classification with gold labels goes on from their adapter
     first_train: str = ""  # flags of the run on these few
     then_train: str = ""  # and of those that go on from it
