@@ -21,9 +21,8 @@ def locked(directory):
     try:
         yield
     finally:
-        if (
-            rank() == 0
-        ):  # the file goes before its lock does: nobody finds a lock on a file that is about to go
+        # the file goes before its lock does: nobody finds a lock on a file that is about to go
+        if rank() == 0:
             path.unlink(missing_ok=True)
             os.close(file)
 
