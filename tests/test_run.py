@@ -289,9 +289,8 @@ def test_a_run_that_goes_on_remembers_what_validation_said(world, tmp_path):
         killed_in(os.replace, directory.write_text.__globals__["os"], "replace", 6, True),
     )
     assert wait(pid) == -signal.SIGKILL
-    with pytest.raises(
-        ValueError, match="other settings: --save-every was 3, now 6"
-    ):  # that is when it looks
+    # that is when it looks
+    with pytest.raises(ValueError, match="other settings: --save-every was 3, now 6"):
         train.main(settings(world, tmp_path / "x", resume=True, **chosen | {"save_every": 6}))
     assert wait(forked(settings(world, tmp_path / "x", resume=True, **chosen))) == 0
     logs = []
