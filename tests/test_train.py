@@ -468,6 +468,10 @@ def test_a_setting_out_of_range_is_refused(mixture, tmp_path, monkeypatch, chang
         (dict(adapter="data", temperature=True), "--temperature: expected --calibrate"),
         (dict(adapter="data", epsilon=2.0), "--epsilon"),
         (dict(adapter="data", batch_tokens=0), "--batch-tokens"),
+        (
+            dict(adapter="data", score="x", task="y", shots=2),
+            "--shots: expected it where splits .* beside --score",
+        ),
         (dict(model="data/base"), "--mixture: expected one, since there is no settings.json"),
     ],
 )

@@ -92,10 +92,12 @@ class TrainSettings:
 def with_recipe(settings: TrainSettings) -> TrainSettings:
     """What suits the base, where it is open (None). Raises ValueError for what cannot be asked for."""
     if settings.quick:
-        given = [settings.mixture != TrainSettings.mixture, settings.steps, settings.epochs]
-        if any(given):
+        given = {"--mixture": settings.mixture != TrainSettings.mixture}
+        given |= {"--steps": settings.steps, "--epochs": settings.epochs}
+        beside = ", ".join(name for name, value in given.items() if value)
+        if beside:
             raise ValueError(
-                "--quick: expected no --mixture, --steps or --epochs beside it, which it sets, got some"
+                f"--quick: expected no --mixture, --steps or --epochs beside it, which it sets; got {beside}"
             )
         settings = replace(settings, **QUICK)
     check_training(settings)
@@ -202,6 +204,10 @@ def check_evaluation(settings: EvalSettings) -> None:
     doing = [name for name in ("score", "calibrate", "merge_to") if getattr(settings, name)]
     if len(doing) > 1:
         raise ValueError("--score, --calibrate and --merge-to: expected one of them, got more")
+    if settings.shots and doing:
+        raise ValueError(
+            f"--shots: expected it where splits are measured, got it beside --{doing[0].replace('_', '-')}"
+        )
     if bool(settings.score) != bool(settings.task):
         raise ValueError("--score and --task: expected both, rows and the task to ask of them; got one")
     if not settings.adapter and (doing or not settings.model):
