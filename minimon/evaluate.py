@@ -240,9 +240,8 @@ class Reader:
         )
         self.on_rows(count_rows(questions) - len(texts))
         summaries = {text: self.tokenizer.decode(answer.ids) for text, answer in zip(texts, answers)}
-        written = dict(
-            zip(texts, zip(encoded, answers))
-        )  # text -> its prompt, and the summary as it was generated
+        # text -> its prompt, and the summary as it was generated
+        written = dict(zip(texts, zip(encoded, answers)))
         judge = replace(self, on_rows=ignore)
         enable_lora(self.model, False)
         sides = judge.at_once(

@@ -100,7 +100,8 @@ class Decoder(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., C) -> (..., V)"""
-        return self.lm_head(hidden) / self.config.logits_scaling
+        logits = self.lm_head(hidden)
+        return logits / self.config.logits_scaling if self.config.logits_scaling != 1.0 else logits
 
     def layout(self, spans: list[Span], cache: Cache | None = None) -> Layout:
         weight = self.lm_head.weight

@@ -92,8 +92,11 @@ class TrainSettings:
 def with_recipe(settings: TrainSettings) -> TrainSettings:
     """What suits the base, where it is open (None). Raises ValueError for what cannot be asked for."""
     if settings.quick:
-        given = {"--mixture": settings.mixture != TrainSettings.mixture}
-        given |= {"--steps": settings.steps, "--epochs": settings.epochs}
+        given = {
+            "--mixture": settings.mixture != TrainSettings.mixture,
+            "--steps": settings.steps,
+            "--epochs": settings.epochs,
+        }
         beside = ", ".join(name for name, value in given.items() if value)
         if beside:
             raise ValueError(
@@ -101,7 +104,7 @@ def with_recipe(settings: TrainSettings) -> TrainSettings:
             )
         settings = replace(settings, **QUICK)
     check_training(settings)
-    recipe = SHIPPED if settings.model == "data/base" else PRETRAINED
+    recipe = SHIPPED if is_shipped(settings.model) else PRETRAINED
     if settings.lr is None and recipe is PRETRAINED:
         width = read_config(resolve(settings.model)).hidden_size
         lr = min(HIGHEST_LR, MEASURED_LR * MEASURED_WIDTH / width)
@@ -123,7 +126,11 @@ def with_steps(settings: TrainSettings, mixture) -> TrainSettings:
 
 
 def most_steps(model: str) -> int:
-    return SHIPPED_STEPS if model == "data/base" else MOST_STEPS
+    return SHIPPED_STEPS if is_shipped(model) else MOST_STEPS
+
+
+def is_shipped(model: str) -> bool:
+    return model == "data/base"
 
 
 def settings_of(flags: str) -> TrainSettings:

@@ -4,6 +4,7 @@ from minimon.batch import encode_row, row_limit, task_label_ids
 from minimon.evaluate import read
 from minimon.files import resolve
 from minimon.run.load import load_base, named_task
+from minimon.run.settings import is_shipped
 from minimon.tokenizer import load_tokenizer
 
 
@@ -51,7 +52,7 @@ def opening_lines(settings, directory, model, done: int, labels: dict | None) ->
     lines.append(
         f"{settings.model}: {frozen:,} frozen parameters, {trained:,} in the adapter; writing to {directory}"
     )
-    if settings.model == "data/base":
+    if is_shipped(settings.model):
         lines.append("the shipped base knows a small made-up world only; a real model is named with --model")
     if settings.resume:
         lines.append(f"goes on after step {done}" if done else "nothing was saved there: a new run")

@@ -12,7 +12,7 @@ NAMES = {
     "only": "instructions only",
     "self": "self labels",
 }
-PLAIN, OWN = ("none", "joint", "joint0.75", "after", "only"), ("none", "self", "self-at-once")
+PLAIN, OWN = ("none", "joint", "joint0.75", "after", "only"), ("self", "self-at-once")
 SIX = (  # title, regimes and split of a panel; changed prompts with and without instruction rows stand in one
     ("1. New domains", PLAIN, "new_domain"),
     ("2, 3. Changed prompts, trained domains", PLAIN, "new_prompt"),
@@ -21,10 +21,8 @@ SIX = (  # title, regimes and split of a panel; changed prompts with and without
     ("6. Labels of its own", OWN, "new_domain"),
 )
 TRANSFER, SCARCE = "Uplift by domain trained on", "AUROC by labelled rows of a new domain"
-LAST = (
-    "Uplift by share of instruction rows",
-    SCARCE,
-)  # the sixth panel is the first of these that is a curve
+# the sixth panel is the first of these that is a curve
+LAST = ("Uplift by share of instruction rows", SCARCE)
 AROUND = (
     TRANSFER,
     SCARCE,
@@ -62,15 +60,15 @@ def write_figures(numbers: dict, out: Path) -> bool:
 
 
 def of_regimes(table: Table, regimes: tuple[str, ...], split: str) -> Table:
-    """Series -> tick -> effect: the groups of a split."""
+    """Series -> tick -> effect: the groups of a split, beside classification alone; nothing where none of the regimes was
+    measured there."""
     found = {}
-    for regime in regimes:
+    for regime in dict.fromkeys(("none", *regimes)):
         for place, effect in table.get(regime, {}).items():
             if effect and split_of(place) == split:
                 group = "all" if place == split else place.split(" / ")[1].replace("_", "\n")
                 found.setdefault(NAMES.get(regime, regime), {})[group] = effect
-    alone = list(found) == [NAMES["none"]] and regimes == OWN
-    return {} if alone else found  # own labels that were not measured
+    return found if any(NAMES.get(regime, regime) in found for regime in regimes) else {}
 
 
 def of_curve(table: Table) -> Table:
